@@ -1,0 +1,239 @@
+//! The binary contract between the kernel programs (`observer-ebpf`) and user space (`observer`).
+//!
+//! Every type here is read byte for byte on the other side, so all of them are `repr(C)`, use only
+//! fixed-width integers, have no implicit padding (the kernel would compare or leak it) and assert their size.
+#![no_std]
+#![forbid(unsafe_op_in_unsafe_fn)]
+
+/// Version of the layout of all maps and records in this crate; raised with every incompatible change.
+///
+/// Pins in bpffs carry it, so that an agent never adopts maps that it would misread.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// Names of the kernel programs and maps, as user space asks for them.
+pub mod names {
+    /// `cgroup/connect4`: every IPv4 connect.
+    pub const CONNECT4: &str = "sidescope_connect4";
+    /// `cgroup/connect6`: every IPv6 connect, v4-mapped ones too.
+    pub const CONNECT6: &str = "sidescope_connect6";
+    /// `sock_ops`: the local address of a connection.
+    pub const SOCK_OPS: &str = "sidescope_sock_ops";
+    /// `cgroup_skb/egress`: the heads of requests.
+    pub const EGRESS: &str = "sidescope_egress";
+
+    /// Hash [`EdgeKey`](super::EdgeKey) -> [`EdgeState`](super::EdgeState): the edge set, the truth.
+    pub const EDGES: &str = "EDGES";
+    /// LRU hash [`HostKey`](super::HostKey) -> last time in ns: hosts that user space knows already.
+    pub const HOSTS: &str = "HOSTS";
+    /// Hash [`SourceKey`](super::SourceKey) -> [`SourceAddr`](super::SourceAddr).
+    pub const SOURCES: &str = "SOURCES";
+    /// Hash uid -> 1: users whose connections are a proxy's own and no edge.
+    pub const PROXY_UIDS: &str = "PROXY_UIDS";
+    /// Per-CPU array of `u64`, indexed by [`Counter`](super::Counter).
+    pub const COUNTERS: &str = "COUNTERS";
+    /// Ring buffer of [`EdgeEvent`](super::EdgeEvent) and [`HeadEvent`](super::HeadEvent).
+    pub const EVENTS: &str = "EVENTS";
+}
+
+/// Edges that the default set holds: 128 bytes each with the kernel's own overhead, 4 MiB in all.
+pub const DEFAULT_EDGES: u32 = 32_768;
+/// Known hosts that the default LRU holds.
+pub const DEFAULT_HOSTS: u32 = 8_192;
+/// Network namespaces whose address the kernel keeps for user space (two families each).
+pub const MAX_SOURCES: u32 = 4_096;
+/// Proxy uids that can be told to the kernel.
+pub const MAX_PROXY_UIDS: u32 = 64;
+/// Default size of the ring buffer in bytes.
+pub const DEFAULT_RING_BYTES: u32 = 512 * 1024;
+
+/// Most bytes of one request that are copied out of the kernel. A head that has not named its host within them counts as
+/// [`Counter::HeadTooLong`].
+pub const HEAD_BYTES: usize = 4096;
+/// Request heads with an unknown host that one edge may send to user space within [`HEAD_WINDOW_NS`].
+pub const HEADS_PER_WINDOW: u32 = 64;
+/// Length of the window of [`HEADS_PER_WINDOW`], in nanoseconds.
+pub const HEAD_WINDOW_NS: u64 = 1_000_000_000;
+
+/// An IPv6 address, or an IPv4 address in its v4-mapped form (`::ffff:a.b.c.d`), in network byte order.
+pub type Addr = [u8; 16];
+
+/// What makes an edge: who connected where.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct EdgeKey {
+    /// Cookie of the network namespace of the socket: the pod. Never reused while the machine is up.
+    pub netns: u64,
+    /// Destination as the program asked for it.
+    pub addr: Addr,
+    /// User id of the caller, in the initial user namespace.
+    pub uid: u32,
+    /// Destination port in host byte order.
+    pub port: u16,
+    /// Always zero.
+    pub reserved: u16,
+}
+const _: () = assert!(size_of::<EdgeKey>() == 32);
+
+/// What the kernel knows of an edge.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EdgeState {
+    /// Time of the first connect, nanoseconds of CLOCK_MONOTONIC. With the CPU in its low byte it is also the edge's id in
+    /// [`HostKey`].
+    pub first_ns: u64,
+    /// Time of the last connect, nanoseconds of CLOCK_MONOTONIC.
+    pub last_ns: u64,
+    /// Number of connects; wraps.
+    pub connects: u32,
+    /// Bits of [`edge_flags`].
+    pub flags: u32,
+    /// Start of the window in which [`heads`](Self::heads) counts, in units of [`HEAD_WINDOW_NS`]; wraps.
+    pub window: u32,
+    /// Heads sent to user space in this window.
+    pub heads: u32,
+}
+const _: () = assert!(size_of::<EdgeState>() == 32);
+
+/// Bits of [`EdgeState::flags`].
+pub mod edge_flags {
+    /// The ring was full when the edge was made: user space finds it by a sweep.
+    pub const UNREPORTED: u32 = 1;
+    /// A request was seen whose host could not be handed on: the hosts of this edge are not complete.
+    pub const HOST_UNKNOWN: u32 = 2;
+}
+
+/// One host of one edge, in the set of hosts that user space knows already.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct HostKey {
+    /// [`EdgeState::first_ns`] of the edge.
+    pub edge: u64,
+    /// Hash of the host's bytes as they were sent.
+    pub host: u64,
+}
+const _: () = assert!(size_of::<HostKey>() == 16);
+
+/// Key of the map of source addresses.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SourceKey {
+    /// Cookie of the network namespace.
+    pub netns: u64,
+    /// 4 or 6.
+    pub family: u32,
+    /// Always zero.
+    pub reserved: u32,
+}
+const _: () = assert!(size_of::<SourceKey>() == 16);
+
+/// Local address of the first connection that the kernel saw from a network namespace.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SourceAddr {
+    /// The address.
+    pub addr: Addr,
+}
+const _: () = assert!(size_of::<SourceAddr>() == 16);
+
+/// First word of every record in the ring.
+pub mod event_kind {
+    /// An [`EdgeEvent`](super::EdgeEvent).
+    pub const EDGE: u32 = 1;
+    /// A [`HeadEvent`](super::HeadEvent), followed by its bytes.
+    pub const HEAD: u32 = 2;
+}
+
+/// A new edge.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EdgeEvent {
+    /// [`event_kind::EDGE`].
+    pub kind: u32,
+    /// Always zero.
+    pub reserved: u32,
+    /// Time of the connect, nanoseconds of CLOCK_MONOTONIC.
+    pub time_ns: u64,
+    /// The edge.
+    pub key: EdgeKey,
+}
+const _: () = assert!(size_of::<EdgeEvent>() == 48);
+
+/// Bytes that a workload sent at the start of a request; the bytes follow the header in the ring.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeadEvent {
+    /// [`event_kind::HEAD`].
+    pub kind: u32,
+    /// Number of bytes that follow, at most [`HEAD_BYTES`].
+    pub len: u32,
+    /// Cookie of the socket.
+    pub socket: u64,
+    /// Place of the first byte in the request.
+    pub offset: u32,
+    /// Number of the request on this socket, from 0; wraps.
+    pub request: u32,
+    /// [`HostKey::host`] if the kernel found the host; 0 otherwise.
+    pub host: u64,
+    /// The edge.
+    pub key: EdgeKey,
+}
+const _: () = assert!(size_of::<HeadEvent>() == 64);
+
+/// What is counted in the kernel; the index into the map [`names::COUNTERS`].
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counter {
+    /// TCP connects of workloads, repeated ones too.
+    Connects = 0,
+    /// Edges that the full edge set could not hold.
+    EdgesFull = 1,
+    /// New edges that the full ring could not announce; the sweep finds them.
+    EdgeRingFull = 2,
+    /// Request heads that the full ring could not carry.
+    HeadRingFull = 3,
+    /// Request heads over [`HEADS_PER_WINDOW`].
+    HeadBudget = 4,
+    /// Requests that named no host within [`HEAD_BYTES`].
+    HeadTooLong = 5,
+    /// Sockets without memory for the search state.
+    SearchNoMemory = 6,
+    /// Source addresses that the full map could not hold.
+    SourcesFull = 7,
+    /// Packets whose bytes could not be read.
+    PacketUnreadable = 8,
+}
+
+impl Counter {
+    /// All counters, in the order of their index.
+    pub const ALL: [Self; 9] = [
+        Self::Connects,
+        Self::EdgesFull,
+        Self::EdgeRingFull,
+        Self::HeadRingFull,
+        Self::HeadBudget,
+        Self::HeadTooLong,
+        Self::SearchNoMemory,
+        Self::SourcesFull,
+        Self::PacketUnreadable,
+    ];
+}
+
+#[cfg(feature = "user")]
+#[expect(
+    unsafe_code,
+    reason = "aya's marker for types that are plain old data is an unsafe trait"
+)]
+mod pod {
+    use super::{EdgeKey, EdgeState, HostKey, SourceAddr, SourceKey};
+
+    // SAFETY: repr(C), integers only, no padding (the size asserts above), every bit pattern valid.
+    unsafe impl aya::Pod for EdgeKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for EdgeState {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for HostKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for SourceKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for SourceAddr {}
+}

@@ -1,0 +1,114 @@
+//! The dependency graph: who calls what, and how that was learnt. This is what `graph.json` holds.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::mesh::PortProtocol;
+use crate::model::names::{Host, Namespace, WorkloadRef};
+
+/// Version of the format of `graph.json`; raised with every incompatible change.
+pub const GRAPH_VERSION: u32 = 1;
+
+/// The dependencies of every workload that was watched.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Graph {
+    /// [`GRAPH_VERSION`].
+    pub version: u32,
+    /// Workloads in the order of their names; those without a dependency too.
+    pub workloads: Vec<WorkloadNode>,
+    /// What was seen and could not be attributed, by workload and destination.
+    pub unresolved: Vec<Unresolved>,
+}
+
+/// One workload and what it calls.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkloadNode {
+    /// The workload.
+    pub workload: WorkloadRef,
+    /// What it calls, in the order of their hosts.
+    pub dependencies: Vec<Dependency>,
+    /// Calls straight to a pod's address. They do not pass through the scope of a Sidecar, so none of them is emitted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub direct: Vec<DirectCall>,
+}
+
+/// A service that a workload depends on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Dependency {
+    /// Host of the service in Istio's registry.
+    pub host: Host,
+    /// Namespace of the service.
+    pub namespace: Namespace,
+    /// By port: how it was learnt and how often it was used.
+    pub ports: BTreeMap<u16, PortUse>,
+}
+
+/// One port of a dependency.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PortUse {
+    /// Protocol as istiod reads it.
+    pub protocol: PortProtocol,
+    /// How it was learnt.
+    pub seen: BTreeSet<Evidence>,
+    /// Connects of the edges that it was learnt from.
+    pub connects: u64,
+    /// A request on this port was seen whose host could not be read: there may be hosts that are not listed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub host_unknown: bool,
+}
+
+/// How a dependency was learnt.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Evidence {
+    /// The socket's destination is an address of the service.
+    Address(IpAddr),
+    /// A request named this host (as the workload wrote it, without the port).
+    Host(Host),
+}
+
+/// A call to a pod's address where no headless service stands for it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DirectCall {
+    /// The workload of that pod.
+    pub workload: WorkloadRef,
+    /// Destination address.
+    pub address: IpAddr,
+    /// Destination port.
+    pub port: u16,
+}
+
+/// An edge that could not be attributed.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Unresolved {
+    /// The workload that called.
+    pub workload: WorkloadRef,
+    /// Destination address.
+    pub address: IpAddr,
+    /// Destination port.
+    pub port: u16,
+    /// Hosts that were named and that nothing in the mesh has.
+    pub hosts: BTreeSet<Host>,
+    /// Why.
+    pub reason: UnresolvedReason,
+    /// Connects.
+    pub connects: u64,
+}
+
+/// Why an edge has no destination in the mesh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum UnresolvedReason {
+    /// No object has this address.
+    UnknownAddress,
+    /// Several objects have this address; which one was meant cannot be told.
+    AmbiguousAddress,
+}

@@ -1,0 +1,232 @@
+//! Names that were checked at the boundary, so that nobody has to check them again.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// Why a text is not a name of the kind that was asked for.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NameError {
+    /// Nothing there.
+    #[error("is empty")]
+    Empty,
+    /// Longer than the kind allows.
+    #[error("is {len} bytes long, at most {max} are allowed")]
+    TooLong {
+        /// Bytes found.
+        len: usize,
+        /// Bytes allowed.
+        max: usize,
+    },
+    /// A character that the kind does not allow.
+    #[error("contains {0:?}, which is not allowed here")]
+    BadCharacter(char),
+    /// A label of a DNS name that is empty, too long, or starts or ends with `-`.
+    #[error("has the malformed DNS label {0:?}")]
+    BadLabel(String),
+}
+
+/// A Kubernetes namespace: a DNS-1123 label of at most 63 bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Namespace(String);
+
+impl Namespace {
+    /// Checks `name` against DNS-1123.
+    ///
+    /// # Errors
+    /// When it is empty, longer than 63 bytes, or holds anything but lower-case letters, digits and inner `-`.
+    pub fn new(name: impl Into<String>) -> Result<Self, NameError> {
+        let name = name.into();
+        check_label(&name)?;
+        Ok(Self(name))
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A DNS name as Istio's registry holds it: lower case, at most 253 bytes, no port, no trailing dot. The first label may be
+/// `*` (a wildcard ServiceEntry).
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Host(String);
+
+impl Host {
+    /// Longest DNS name in bytes (RFC 1035, without the root label).
+    pub const MAX_LEN: usize = 253;
+
+    /// Checks and lower-cases `name`.
+    ///
+    /// # Errors
+    /// When it is empty, too long, or not a DNS name. An IP address in digits is a legal DNS name here: callers that need to
+    /// tell them apart parse it as an address first.
+    pub fn new(name: &str) -> Result<Self, NameError> {
+        let name = name.strip_suffix('.').unwrap_or(name);
+        if name.is_empty() {
+            return Err(NameError::Empty);
+        }
+        if name.len() > Self::MAX_LEN {
+            return Err(NameError::TooLong {
+                len: name.len(),
+                max: Self::MAX_LEN,
+            });
+        }
+        let lower = name.to_ascii_lowercase();
+        let rest = lower.strip_prefix("*.").unwrap_or(&lower);
+        for label in rest.split('.') {
+            if let Some(bad) = label
+                .chars()
+                .find(|c| !matches!(c, 'a'..='z' | '0'..='9' | '-' | '_'))
+            {
+                return Err(NameError::BadCharacter(bad));
+            }
+            if label.is_empty() || label.len() > 63 || label.starts_with('-') || label.ends_with('-') {
+                return Err(NameError::BadLabel(label.to_owned()));
+            }
+        }
+        Ok(Self(lower))
+    }
+
+    /// The name of a Kubernetes Service in the mesh: `name.namespace.svc.cluster.local`.
+    ///
+    /// # Errors
+    /// When `service` is not a DNS label.
+    pub fn of_service(service: &str, namespace: &Namespace, domain: &str) -> Result<Self, NameError> {
+        check_label(service)?;
+        Self::new(&format!("{service}.{}.svc.{domain}", namespace.as_str()))
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// What stands behind `*.` if this is a wildcard.
+    pub fn wildcard_suffix(&self) -> Option<&str> {
+        self.0.strip_prefix("*.")
+    }
+
+    /// Whether a wildcard covers `other`, or this is `other` itself (Istio: one or more labels in place of the `*`).
+    pub fn covers(&self, other: &Self) -> bool {
+        match self.wildcard_suffix() {
+            Some(suffix) => other
+                .0
+                .strip_suffix(suffix)
+                .is_some_and(|head| head.len() > 1 && head.ends_with('.')),
+            None => self == other,
+        }
+    }
+}
+
+fn check_label(label: &str) -> Result<(), NameError> {
+    if label.is_empty() {
+        return Err(NameError::Empty);
+    }
+    if label.len() > 63 {
+        return Err(NameError::TooLong {
+            len: label.len(),
+            max: 63,
+        });
+    }
+    if let Some(bad) = label.chars().find(|c| !matches!(c, 'a'..='z' | '0'..='9' | '-')) {
+        return Err(NameError::BadCharacter(bad));
+    }
+    if label.starts_with('-') || label.ends_with('-') {
+        return Err(NameError::BadLabel(label.to_owned()));
+    }
+    Ok(())
+}
+
+/// Kind of the object that owns a workload's pods, such as `Deployment`, `StatefulSet` or `Rollout`; `Pod` for a bare pod.
+pub type Kind = String;
+
+/// A workload: the topmost controller of its pods, or a bare pod.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct WorkloadRef {
+    /// Its namespace.
+    pub namespace: Namespace,
+    /// Kind of the controller.
+    pub kind: Kind,
+    /// Name of the controller.
+    pub name: String,
+}
+
+impl fmt::Display for WorkloadRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/{}", self.namespace, self.kind, self.name)
+    }
+}
+
+macro_rules! text_newtype {
+    ($type:ident, $new:expr) => {
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+        impl TryFrom<String> for $type {
+            type Error = NameError;
+            fn try_from(text: String) -> Result<Self, NameError> {
+                $new(&text)
+            }
+        }
+        impl From<$type> for String {
+            fn from(name: $type) -> Self {
+                name.0
+            }
+        }
+    };
+}
+text_newtype!(Namespace, |text: &str| Namespace::new(text));
+text_newtype!(Host, Host::new);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host(name: &str) -> Host {
+        Host::new(name).unwrap()
+    }
+
+    #[test]
+    fn hosts_are_lower_case_without_the_root_dot() {
+        assert_eq!(
+            host("Reviews.Default.svc.cluster.local.").as_str(),
+            "reviews.default.svc.cluster.local"
+        );
+    }
+
+    #[test]
+    fn names_that_dns_does_not_allow_are_refused() {
+        for bad in [
+            "", ".", "a..b", "-a.b", "a-.b", "a b", "a\n", "a/b", "ä.b", "a.*.b", "**.b", "*",
+        ] {
+            assert!(Host::new(bad).is_err(), "{bad:?} was taken");
+        }
+        assert_eq!(
+            Host::new(&"a".repeat(254)),
+            Err(NameError::TooLong { len: 254, max: 253 }),
+            "length is checked before the labels"
+        );
+        for bad in ["", "Default", "a.b", "-a", "a-", &"a".repeat(64)] {
+            assert!(Namespace::new(bad).is_err(), "{bad:?} was taken");
+        }
+    }
+
+    #[test]
+    fn a_wildcard_covers_one_or_more_labels_and_not_its_own_suffix() {
+        let wild = host("*.wild.test");
+        for (other, covered) in [
+            ("a.wild.test", true),
+            ("a.b.wild.test", true),
+            ("wild.test", false),
+            ("awild.test", false),
+        ] {
+            assert_eq!(wild.covers(&host(other)), covered, "{other}");
+        }
+        assert!(host("a.test").covers(&host("a.test")));
+    }
+}
