@@ -50,7 +50,7 @@ pub const DEFAULT_RING_BYTES: u32 = 512 * 1024;
 /// [`Counter::HeadTooLong`].
 pub const HEAD_BYTES: usize = 4096;
 /// Request heads with an unknown host that one edge may send to user space within [`HEAD_WINDOW_NS`].
-pub const HEADS_PER_WINDOW: u32 = 64;
+pub const HEADS_PER_WINDOW: u16 = 64;
 /// Length of the window of [`HEADS_PER_WINDOW`], in nanoseconds.
 pub const HEAD_WINDOW_NS: u64 = 1_000_000_000;
 
@@ -83,23 +83,23 @@ pub struct EdgeState {
     pub first_ns: u64,
     /// Time of the last connect, nanoseconds of CLOCK_MONOTONIC.
     pub last_ns: u64,
-    /// Number of connects; wraps.
-    pub connects: u32,
-    /// Bits of [`edge_flags`].
-    pub flags: u32,
+    /// Number of connects.
+    pub connects: u64,
     /// Start of the window in which [`heads`](Self::heads) counts, in units of [`HEAD_WINDOW_NS`]; wraps.
     pub window: u32,
     /// Heads sent to user space in this window.
-    pub heads: u32,
+    pub heads: u16,
+    /// Bits of [`edge_flags`].
+    pub flags: u16,
 }
 const _: () = assert!(size_of::<EdgeState>() == 32);
 
 /// Bits of [`EdgeState::flags`].
 pub mod edge_flags {
     /// The ring was full when the edge was made: user space finds it by a sweep.
-    pub const UNREPORTED: u32 = 1;
+    pub const UNREPORTED: u16 = 1;
     /// A request was seen whose host could not be handed on: the hosts of this edge are not complete.
-    pub const HOST_UNKNOWN: u32 = 2;
+    pub const HOST_UNKNOWN: u16 = 2;
 }
 
 /// One host of one edge, in the set of hosts that user space knows already.

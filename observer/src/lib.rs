@@ -4,3 +4,4 @@
 //! the wiring. ARCHITECTURE.md tells the way of the data through them.
 
 pub mod model;
+pub mod probes;

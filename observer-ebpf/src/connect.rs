@@ -1,0 +1,166 @@
+//! connect(): the edge set.
+//!
+//! The edge is inserted here and not at `TCP_CONNECT_CB` of sock_ops: that never runs where another program denies the connect
+//! (a socket load balancer for a Service without backends) or where there is no route.
+
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::{BPF_NOEXIST, bpf_sock_addr};
+use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns};
+use aya_ebpf::helpers::generated::bpf_get_netns_cookie;
+use aya_ebpf::programs::SockAddrContext;
+use sidescope_common::{Addr, Counter, EdgeEvent, EdgeKey, EdgeState, edge_flags, event_kind};
+
+use crate::maps::{EDGES, EVENTS, PROXY_UIDS, SEARCHES, Search, atomic_add, count, phase};
+
+const SOCK_STREAM: u32 = 1;
+const IPPROTO_TCP: u32 = 6;
+const IPPROTO_MPTCP: u32 = 262;
+
+#[inline(always)]
+pub fn try_connect4(ctx: &SockAddrContext) {
+    // SAFETY: the context is valid for the run of the program; this field is readable in connect4.
+    let ip = unsafe { (*ctx.sock_addr).user_ip4 };
+    try_connect(ctx, v4_mapped(ip));
+}
+
+#[inline(always)]
+pub fn try_connect6(ctx: &SockAddrContext) {
+    // SAFETY: as above, in connect6.
+    let words = unsafe { (*ctx.sock_addr).user_ip6 };
+    try_connect(ctx, words);
+}
+
+#[inline(always)]
+fn try_connect(ctx: &SockAddrContext, words: [u32; 4]) {
+    let sock_addr: *mut bpf_sock_addr = ctx.sock_addr;
+    // SAFETY: the context is valid for the run of the program; these fields are readable in connect4 and connect6.
+    let (kind, protocol, port) =
+        unsafe { ((*sock_addr).type_, (*sock_addr).protocol, (*sock_addr).user_port) };
+    if kind != SOCK_STREAM || (protocol != IPPROTO_TCP && protocol != IPPROTO_MPTCP) {
+        return;
+    }
+    if is_own_host(&words) {
+        return;
+    }
+    // SAFETY: the helper takes the context; without one it gives the cookie of the initial namespace.
+    let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    // SAFETY: as above.
+    if netns == unsafe { bpf_get_netns_cookie(core::ptr::null_mut()) } {
+        return;
+    }
+    let uid = ctx.uid();
+    // SAFETY: the value is never written after the start.
+    if unsafe { PROXY_UIDS.get(&uid) }.is_some() {
+        return;
+    }
+    count(Counter::Connects);
+    let key = EdgeKey { netns, addr: addr(words), uid, port: u16::from_be(port as u16), reserved: 0 };
+    if let Some(edge) = touch_edge(&key) {
+        start_search(ctx, &key, edge);
+    }
+}
+
+/// Inserts the edge or counts one more connect on it; returns its id.
+#[inline(always)]
+fn touch_edge(key: &EdgeKey) -> Option<u64> {
+    // SAFETY: no preconditions.
+    let now = unsafe { bpf_ktime_get_ns() };
+    if let Some(state) = EDGES.get_ptr_mut(key) {
+        return Some(repeat(state, now));
+    }
+    // SAFETY: no preconditions.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    // Two edges that are made at once on two CPUs must not share an id.
+    let first = (now & !0xff) | u64::from(cpu & 0xff);
+    let state = EdgeState { first_ns: first, last_ns: now, connects: 1, window: 0, heads: 0, flags: 0 };
+    if EDGES.insert(key, &state, u64::from(BPF_NOEXIST)).is_err() {
+        // Another CPU was faster, or the set is full.
+        let Some(state) = EDGES.get_ptr_mut(key) else {
+            count(Counter::EdgesFull);
+            return None;
+        };
+        return Some(repeat(state, now));
+    }
+    announce(key, now);
+    Some(first)
+}
+
+#[inline(always)]
+fn repeat(state: *mut EdgeState, now: u64) -> u64 {
+    // SAFETY: a map value is valid for the run of the program. Other CPUs write the same fields: the time may be that of
+    // either, the count is atomic.
+    unsafe {
+        (*state).last_ns = now;
+        atomic_add(&raw mut (*state).connects, 1);
+        (*state).first_ns
+    }
+}
+
+#[inline(always)]
+fn announce(key: &EdgeKey, now: u64) {
+    let event = EdgeEvent { kind: event_kind::EDGE, reserved: 0, time_ns: now, key: *key };
+    if EVENTS.output::<EdgeEvent>(&event, 0).is_err() {
+        count(Counter::EdgeRingFull);
+        flag_edge(key, edge_flags::UNREPORTED);
+    }
+}
+
+/// Sets a flag of an edge. Flags are only ever added here, so a race loses none for good: user space also reads the counters.
+#[inline(always)]
+pub fn flag_edge(key: &EdgeKey, flag: u16) {
+    if let Some(state) = EDGES.get_ptr_mut(key) {
+        // SAFETY: a map value is valid for the run of the program.
+        unsafe { (*state).flags |= flag };
+    }
+}
+
+#[inline(always)]
+fn start_search(ctx: &SockAddrContext, key: &EdgeKey, edge: u64) {
+    let mut search = Search { key: *key, edge, next_seq: 0, copied: 0, request: 0, phase: phase::NEW };
+    // SAFETY: `sk` of the context is a full socket in connect4 and connect6.
+    let stored = unsafe { SEARCHES.get_or_insert_ptr_mut(ctx, Some(&mut search)) };
+    if stored.is_null() {
+        count(Counter::SearchNoMemory);
+        flag_edge(key, edge_flags::HOST_UNKNOWN);
+        return;
+    }
+    // A socket may connect again after a failure, then the storage holds the earlier destination.
+    // SAFETY: not null, and valid for the run of the program.
+    unsafe { *stored = search };
+}
+
+/// Loopback and the unspecified address, to which connect() means this host.
+#[inline(always)]
+fn is_own_host(words: &[u32; 4]) -> bool {
+    let low = u32::from_be(words[3]);
+    if words[0] != 0 || words[1] != 0 {
+        return false;
+    }
+    match words[2] {
+        0 => low <= 1,
+        V4_PREFIX => low >> 24 == 127 || low == 0,
+        _ => false,
+    }
+}
+
+/// The third word of a v4-mapped address.
+const V4_PREFIX: u32 = u32::to_be(0xffff);
+
+/// `::ffff:a.b.c.d` for an IPv4 address in network byte order.
+#[inline(always)]
+pub fn v4_mapped(ip: u32) -> [u32; 4] {
+    [0, 0, V4_PREFIX, ip]
+}
+
+/// Whether an IPv6 address is a v4-mapped one.
+#[inline(always)]
+pub fn is_v4_mapped(words: &[u32; 4]) -> bool {
+    words[0] == 0 && words[1] == 0 && words[2] == V4_PREFIX
+}
+
+/// The bytes of four words that are in network byte order already.
+#[inline(always)]
+pub fn addr(words: [u32; 4]) -> Addr {
+    // SAFETY: same size, every bit pattern valid.
+    unsafe { core::mem::transmute(words) }
+}

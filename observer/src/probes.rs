@@ -1,0 +1,338 @@
+//! The kernel boundary: loads the programs, attaches them, and reads their maps. The only file of this crate with `unsafe`.
+#![expect(unsafe_code, reason = "records of the kernel are read byte for byte here, and nowhere else")]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+
+use aya::maps::{HashMap, MapData, PerCpuArray, RingBuf};
+use aya::programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, ProgramError, SockOps};
+use aya::util::KernelVersion;
+use aya::{Ebpf, EbpfError, EbpfLoader};
+use nix::errno::Errno;
+use sidescope_common::{
+    Counter, EdgeEvent, EdgeKey, EdgeState, HeadEvent, SourceAddr, SourceKey, event_kind, names,
+};
+use tokio::io::unix::AsyncFd;
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sidescope-ebpf"));
+
+/// Oldest kernel whose hooks have all that the programs call.
+pub const MIN_KERNEL: (u8, u8) = (5, 10);
+
+/// What a user can set of the kernel side.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Users whose connections are a proxy's own and make no edge.
+    pub proxy_uids: Vec<u32>,
+    /// Edges that the set holds.
+    pub edges: u32,
+    /// Size of the ring buffer in bytes: a power of two, at least a page.
+    pub ring_bytes: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            proxy_uids: vec![1337],
+            edges: sidescope_common::DEFAULT_EDGES,
+            ring_bytes: sidescope_common::DEFAULT_RING_BYTES,
+        }
+    }
+}
+
+/// Why the programs cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    /// The kernel is older than [`MIN_KERNEL`].
+    #[error(
+        "this kernel is {found}, Sidescope needs {}.{} or later: its hooks lack the network namespace cookie and the socket \
+         storage that the programs use",
+        MIN_KERNEL.0, MIN_KERNEL.1
+    )]
+    KernelTooOld {
+        /// Version of the running kernel.
+        found: String,
+    },
+    /// The kernel refused for want of rights.
+    #[error(
+        "the kernel does not let this user {action}: run as root, or with the capabilities BPF and NET_ADMIN"
+    )]
+    NotPermitted {
+        /// What was tried.
+        action: &'static str,
+    },
+    /// The programs and maps could not be created.
+    #[error("cannot create the kernel programs and maps")]
+    Create(#[source] Box<EbpfError>),
+    /// A program was refused, by the verifier for instance.
+    #[error("kernel {kernel} refused the program {program}; please report this with the text below")]
+    Load {
+        /// Name of the program.
+        program: &'static str,
+        /// Version of the running kernel.
+        kernel: String,
+        /// What the kernel said.
+        #[source]
+        source: Box<ProgramError>,
+    },
+    /// A program could not be attached.
+    #[error("cannot attach the program {program} to the cgroup")]
+    Attach {
+        /// Name of the program.
+        program: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: Box<ProgramError>,
+    },
+    /// A map could not be read or written.
+    #[error("cannot access the map {map}")]
+    Map {
+        /// Name of the map.
+        map: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: Box<aya::maps::MapError>,
+    },
+    /// The event loop cannot wait for the ring buffer.
+    #[error("cannot wait for the ring buffer")]
+    Wait(#[source] io::Error),
+}
+
+/// A record from the kernel.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Event<'a> {
+    /// An edge that was not in the set.
+    Edge(EdgeEvent),
+    /// Bytes of a request. They lie in the ring and are gone when the callback returns.
+    Head(HeadEvent, &'a [u8]),
+}
+
+/// A record that is not what its first word says: programs and user space do not belong together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Malformed;
+
+/// The programs, attached. They are detached when this is dropped, and by the kernel when the process dies.
+pub struct Probes {
+    // Holds the links.
+    _bpf: Ebpf,
+    edges: HashMap<MapData, EdgeKey, EdgeState>,
+    sources: HashMap<MapData, SourceKey, SourceAddr>,
+    counters: PerCpuArray<MapData, u64>,
+    ring: AsyncFd<RingBuf<MapData>>,
+}
+
+impl Probes {
+    /// Loads the programs and attaches them to `cgroup`, a directory of a cgroup2 hierarchy.
+    ///
+    /// # Errors
+    /// See [`ProbeError`]. Nothing stays attached after an error.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn attach(cgroup: &File, settings: &Settings) -> Result<Self, ProbeError> {
+        let kernel = kernel_release();
+        let (major, minor) = MIN_KERNEL;
+        if KernelVersion::current().is_ok_and(|running| running < KernelVersion::new(major, minor, 0)) {
+            return Err(ProbeError::KernelTooOld { found: kernel });
+        }
+        let mut bpf = EbpfLoader::new()
+            .map_max_entries(names::EDGES, settings.edges)
+            .map_max_entries(names::EVENTS, settings.ring_bytes)
+            .load(OBJECT)
+            .map_err(|err| refused(err, "create BPF maps", |err| ProbeError::Create(Box::new(err))))?;
+
+        let map_error = |map| move |source| ProbeError::Map { map, source: Box::new(source) };
+        let mut proxy_uids: HashMap<MapData, u32, u8> = take(&mut bpf, names::PROXY_UIDS)?;
+        for uid in &settings.proxy_uids {
+            proxy_uids.insert(uid, 1, 0).map_err(map_error(names::PROXY_UIDS))?;
+        }
+        let edges = take(&mut bpf, names::EDGES)?;
+        let sources = take(&mut bpf, names::SOURCES)?;
+        let counters = take(&mut bpf, names::COUNTERS)?;
+        let ring = take(&mut bpf, names::EVENTS)?;
+        // SAFETY: the ring owns its descriptor and keeps it open and the same for as long as it lives.
+        let ring = unsafe { AsyncFd::register(ring) }.map_err(|err| ProbeError::Wait(err.into()))?;
+
+        for program in [names::CONNECT4, names::CONNECT6, names::SOCK_OPS, names::EGRESS] {
+            load(&mut bpf, program, &kernel)?;
+        }
+        // The hooks that use the socket's storage first, those that fill it last.
+        for program in [names::EGRESS, names::SOCK_OPS, names::CONNECT6, names::CONNECT4] {
+            attach(&mut bpf, program, cgroup)?;
+        }
+        Ok(Self { _bpf: bpf, edges, sources, counters, ring })
+    }
+
+    /// Waits until the ring holds a record.
+    ///
+    /// # Errors
+    /// When the runtime cannot wait for it.
+    pub async fn readable(&mut self) -> Result<(), ProbeError> {
+        let mut guard = self.ring.readable_mut().await.map_err(ProbeError::Wait)?;
+        // The caller drains the ring now; what comes later wakes us again.
+        guard.clear_ready();
+        Ok(())
+    }
+
+    /// Hands every record in the ring to `handle`, at most `limit` of them; returns how many.
+    pub fn drain(&mut self, limit: usize, mut handle: impl FnMut(Result<Event<'_>, Malformed>)) -> usize {
+        let ring = self.ring.get_mut();
+        let mut taken = 0;
+        while taken < limit {
+            let Some(record) = ring.next() else { break };
+            handle(parse(&record));
+            taken += 1;
+        }
+        taken
+    }
+
+    /// The edge set. Edges that come while it is read may be missing.
+    ///
+    /// # Errors
+    /// When the kernel refuses to read the map.
+    pub fn edges(&self) -> Result<Vec<(EdgeKey, EdgeState)>, ProbeError> {
+        entries(&self.edges, names::EDGES)
+    }
+
+    /// Local addresses by network namespace.
+    ///
+    /// # Errors
+    /// When the kernel refuses to read the map.
+    pub fn sources(&self) -> Result<Vec<(SourceKey, SourceAddr)>, ProbeError> {
+        entries(&self.sources, names::SOURCES)
+    }
+
+    /// What the kernel counted, summed over all CPUs.
+    ///
+    /// # Errors
+    /// When the kernel refuses to read the map.
+    pub fn counter(&self, counter: Counter) -> Result<u64, ProbeError> {
+        let values = self
+            .counters
+            .get(&(counter as u32), 0)
+            .map_err(|source| ProbeError::Map { map: names::COUNTERS, source: Box::new(source) })?;
+        Ok(values.iter().sum())
+    }
+}
+
+fn entries<K: aya::Pod, V: aya::Pod>(
+    map: &HashMap<MapData, K, V>,
+    name: &'static str,
+) -> Result<Vec<(K, V)>, ProbeError> {
+    map.iter()
+        .collect::<Result<_, _>>()
+        .map_err(|source| ProbeError::Map { map: name, source: Box::new(source) })
+}
+
+fn take<M>(bpf: &mut Ebpf, name: &'static str) -> Result<M, ProbeError>
+where
+    M: TryFrom<aya::maps::Map, Error = aya::maps::MapError>,
+{
+    let map = bpf.take_map(name).expect("the object is built together with these names");
+    M::try_from(map).map_err(|source| ProbeError::Map { map: name, source: Box::new(source) })
+}
+
+fn load(bpf: &mut Ebpf, name: &'static str, kernel: &str) -> Result<(), ProbeError> {
+    use aya::programs::Program;
+    let result = match bpf.program_mut(name) {
+        Some(Program::CgroupSockAddr(program)) => program.load(),
+        Some(Program::SockOps(program)) => program.load(),
+        Some(Program::CgroupSkb(program)) => program.load(),
+        other => unreachable!("the object is built together with these names: {name} is {other:?}"),
+    };
+    result.map_err(|err| {
+        refused(err, "load BPF programs", |err| ProbeError::Load {
+            program: name,
+            kernel: kernel.to_owned(),
+            source: Box::new(err),
+        })
+    })
+}
+
+fn attach(bpf: &mut Ebpf, name: &'static str, cgroup: &File) -> Result<(), ProbeError> {
+    // The mode of the flag API: a link on a cgroup is always beside others, and the kernel takes no flag for it.
+    let mode = CgroupAttachMode::Single;
+    let program = bpf.program_mut(name).expect("loaded before");
+    let fd = cgroup.as_fd();
+    let result = match name {
+        names::SOCK_OPS => <&mut SockOps>::try_from(program).and_then(|p| p.attach(fd, mode)).map(drop),
+        names::EGRESS => <&mut CgroupSkb>::try_from(program)
+            .and_then(|p| p.attach(fd, CgroupSkbAttachType::Egress, mode))
+            .map(drop),
+        _ => <&mut CgroupSockAddr>::try_from(program).and_then(|p| p.attach(fd, mode)).map(drop),
+    };
+    result.map_err(|err| {
+        refused(err, "attach BPF programs", |err| ProbeError::Attach { program: name, source: Box::new(err) })
+    })
+}
+
+/// Tells a want of rights from everything else.
+fn refused<E: std::error::Error + 'static>(
+    err: E,
+    action: &'static str,
+    otherwise: impl FnOnce(E) -> ProbeError,
+) -> ProbeError {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&err);
+    while let Some(current) = cause {
+        if let Some(io) = current.downcast_ref::<io::Error>()
+            && io.raw_os_error() == Some(Errno::EPERM as i32)
+        {
+            return ProbeError::NotPermitted { action };
+        }
+        cause = current.source();
+    }
+    otherwise(err)
+}
+
+fn kernel_release() -> String {
+    nix::sys::utsname::uname().map_or_else(|_| "unknown".to_owned(), |uname| uname.release().to_string_lossy().into_owned())
+}
+
+fn parse(record: &[u8]) -> Result<Event<'_>, Malformed> {
+    let kind = u32::from_ne_bytes(*record.first_chunk().ok_or(Malformed)?);
+    match kind {
+        event_kind::EDGE => read::<EdgeEvent>(record).map(|(event, _)| Event::Edge(event)),
+        event_kind::HEAD => {
+            let (event, bytes) = read::<HeadEvent>(record)?;
+            let bytes = bytes.get(..event.len as usize).ok_or(Malformed)?;
+            Ok(Event::Head(event, bytes))
+        }
+        _ => Err(Malformed),
+    }
+}
+
+/// Marks the types that [`read`] may make out of any bytes.
+///
+/// # Safety
+/// Every bit pattern must be a valid value.
+unsafe trait Record: Copy {}
+// SAFETY: repr(C), integers only.
+unsafe impl Record for EdgeEvent {}
+// SAFETY: repr(C), integers only.
+unsafe impl Record for HeadEvent {}
+
+fn read<T: Record>(record: &[u8]) -> Result<(T, &[u8]), Malformed> {
+    let (head, rest) = record.split_at_checked(size_of::<T>()).ok_or(Malformed)?;
+    // SAFETY: `head` holds size_of::<T>() bytes, and any of them make a T.
+    Ok((unsafe { head.as_ptr().cast::<T>().read_unaligned() }, rest))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_that_are_cut_short_or_of_an_unknown_kind_are_malformed() {
+        let mut record = vec![0u8; size_of::<HeadEvent>() + 3];
+        record[..4].copy_from_slice(&event_kind::HEAD.to_ne_bytes());
+        record[4..8].copy_from_slice(&3u32.to_ne_bytes());
+        let Ok(Event::Head(head, bytes)) = parse(&record) else { panic!("not a head") };
+        assert_eq!((head.len, bytes), (3, &[0u8; 3][..]));
+        for len in 0..record.len() {
+            assert_eq!(parse(&record[..len]), Err(Malformed), "{len} bytes");
+        }
+        record[0] = 99;
+        assert_eq!(parse(&record), Err(Malformed));
+    }
+}
