@@ -47,7 +47,7 @@ pub const MAX_PROXY_UIDS: u32 = 64;
 pub const DEFAULT_RING_BYTES: u32 = 512 * 1024;
 
 /// Most bytes of one request that are copied out of the kernel. A head that has not named its host within them counts as
-/// [`Counter::HeadTooLong`].
+/// too long in user space.
 pub const HEAD_BYTES: usize = 4096;
 /// Request heads with an unknown host that one edge may send to user space within [`HEAD_WINDOW_NS`].
 pub const HEADS_PER_WINDOW: u16 = 64;
@@ -193,29 +193,50 @@ pub enum Counter {
     HeadRingFull = 3,
     /// Request heads over [`HEADS_PER_WINDOW`].
     HeadBudget = 4,
-    /// Requests that named no host within [`HEAD_BYTES`].
-    HeadTooLong = 5,
     /// Sockets without memory for the search state.
-    SearchNoMemory = 6,
+    SearchNoMemory = 5,
     /// Source addresses that the full map could not hold.
-    SourcesFull = 7,
+    SourcesFull = 6,
     /// Packets whose bytes could not be read.
-    PacketUnreadable = 8,
+    PacketUnreadable = 7,
 }
 
 impl Counter {
     /// All counters, in the order of their index.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 8] = [
         Self::Connects,
         Self::EdgesFull,
         Self::EdgeRingFull,
         Self::HeadRingFull,
         Self::HeadBudget,
-        Self::HeadTooLong,
         Self::SearchNoMemory,
         Self::SourcesFull,
         Self::PacketUnreadable,
     ];
+
+    /// Those that mean that something is missing or marked as incomplete.
+    pub const LOSSES: [Self; 6] = [
+        Self::EdgesFull,
+        Self::HeadRingFull,
+        Self::HeadBudget,
+        Self::SearchNoMemory,
+        Self::SourcesFull,
+        Self::PacketUnreadable,
+    ];
+
+    /// Its name in `graph.json`, in logs and metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Connects => "connects",
+            Self::EdgesFull => "edgesFull",
+            Self::EdgeRingFull => "edgeRingFull",
+            Self::HeadRingFull => "headRingFull",
+            Self::HeadBudget => "headBudget",
+            Self::SearchNoMemory => "searchNoMemory",
+            Self::SourcesFull => "sourcesFull",
+            Self::PacketUnreadable => "packetUnreadable",
+        }
+    }
 }
 
 #[cfg(feature = "user")]

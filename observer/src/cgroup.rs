@@ -1,0 +1,91 @@
+//! Finds the cgroup that the programs are attached to.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
+use procfs::process::Process;
+
+/// Where the kubelet puts pods, by cgroup driver. The programs go there rather than to the root, so that they run before those
+/// that are attached at the root (a socket load balancer would show them the rewritten destination).
+const POD_CGROUPS: [&str; 2] = ["kubepods", "kubepods.slice"];
+
+/// Why there is no cgroup to attach to.
+#[derive(Debug, thiserror::Error)]
+pub enum CgroupError {
+    /// No cgroup2 hierarchy is mounted.
+    #[error(
+        "no cgroup2 hierarchy is mounted on this machine: mount one (mount -t cgroup2 none /sys/fs/cgroup/unified) or boot with \
+         systemd.unified_cgroup_hierarchy=1"
+    )]
+    NoCgroup2,
+    /// The mounts cannot be read.
+    #[error("cannot read the mounts of this machine")]
+    Mounts(#[source] procfs::ProcError),
+    /// The directory cannot be opened.
+    #[error("cannot open the cgroup {path}")]
+    Open {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The directory lies on another file system.
+    #[error("{path} is no cgroup of a cgroup2 hierarchy: BPF programs can be attached only to those")]
+    NotCgroup2 {
+        /// The directory.
+        path: PathBuf,
+    },
+}
+
+/// An open cgroup directory.
+#[derive(Debug)]
+pub struct Cgroup {
+    /// Its path.
+    pub path: PathBuf,
+    /// The directory.
+    pub dir: File,
+}
+
+/// Opens `path`, or the pods' cgroup of this machine, or the root of its cgroup2 hierarchy.
+///
+/// # Errors
+/// See [`CgroupError`].
+pub fn open(path: Option<&Path>) -> Result<Cgroup, CgroupError> {
+    let path = match path {
+        Some(path) => path.to_owned(),
+        None => {
+            let root = cgroup2_root()?;
+            POD_CGROUPS
+                .iter()
+                .map(|name| root.join(name))
+                .find(|path| path.is_dir())
+                .unwrap_or(root)
+        }
+    };
+    let open = |source| CgroupError::Open {
+        path: path.clone(),
+        source,
+    };
+    let dir = File::open(&path).map_err(open)?;
+    let kind = fstatfs(&dir)
+        .map_err(|errno| open(errno.into()))?
+        .filesystem_type();
+    if kind != CGROUP2_SUPER_MAGIC {
+        return Err(CgroupError::NotCgroup2 { path });
+    }
+    Ok(Cgroup { path, dir })
+}
+
+fn cgroup2_root() -> Result<PathBuf, CgroupError> {
+    let mounts = Process::myself()
+        .and_then(|me| me.mountinfo())
+        .map_err(CgroupError::Mounts)?;
+    mounts
+        .into_iter()
+        .find(|mount| mount.fs_type == "cgroup2")
+        .map(|mount| mount.mount_point)
+        .ok_or(CgroupError::NoCgroup2)
+}

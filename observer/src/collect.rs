@@ -1,0 +1,243 @@
+//! Gathers what the kernel reports: edges, their hosts, and what was lost. Pure; bounded by the size of the kernel's edge set.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, Ipv6Addr};
+
+use sidescope_common::{Addr, EdgeEvent, EdgeKey, EdgeState, HeadEvent, edge_flags};
+
+use crate::heads::{Heads, Outcome, Unreadable};
+use crate::model::names::Host;
+
+/// Most hosts that are kept of one edge. More than that is a proxy or a scanner: the edge counts as incomplete.
+pub const MAX_HOSTS_PER_EDGE: usize = 256;
+
+/// What is known of one edge.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// Connects.
+    pub connects: u64,
+    /// Hosts that its requests named.
+    pub hosts: BTreeSet<Host>,
+    /// There was a request whose host is not known.
+    pub host_unknown: bool,
+}
+
+/// What user space could not make use of, by cause.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Loss {
+    /// A request head; see [`Unreadable`].
+    Head(Unreadable),
+    /// A host beyond [`MAX_HOSTS_PER_EDGE`].
+    TooManyHosts,
+    /// A record of the kernel that user space does not understand.
+    MalformedRecord,
+}
+
+impl Loss {
+    /// Its name in `graph.json` and in logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Head(Unreadable::MissingPiece) => "headMissingPiece",
+            Self::Head(Unreadable::TooLong) => "headTooLong",
+            Self::Head(Unreadable::Malformed) => "headMalformed",
+            Self::Head(Unreadable::Crowded) => "headsCrowded",
+            Self::TooManyHosts => "tooManyHosts",
+            Self::MalformedRecord => "malformedRecord",
+        }
+    }
+}
+
+/// All edges of this machine.
+#[derive(Debug, Default)]
+pub struct Collector {
+    edges: HashMap<EdgeKey, Observed>,
+    heads: Heads,
+    losses: BTreeMap<Loss, u64>,
+    hosts: usize,
+}
+
+impl Collector {
+    /// A new edge.
+    pub fn edge(&mut self, event: &EdgeEvent) {
+        let observed = self.edges.entry(event.key).or_default();
+        observed.connects = observed.connects.max(1);
+    }
+
+    /// A piece of a request head.
+    pub fn head(&mut self, event: &HeadEvent, piece: &[u8]) {
+        let mut evicted = None;
+        let outcome = self.heads.feed(event, piece, |key| evicted = Some(key));
+        if let Some(key) = evicted {
+            self.unknown_host(key, Loss::Head(Unreadable::Crowded));
+        }
+        match outcome {
+            Outcome::Host(host) => self.host(event.key, host),
+            Outcome::NoName | Outcome::Waiting => {}
+            Outcome::Unreadable(why) => self.unknown_host(event.key, Loss::Head(why)),
+        }
+    }
+
+    /// A record that makes no sense.
+    pub fn malformed_record(&mut self) {
+        self.count(Loss::MalformedRecord);
+    }
+
+    /// Takes over what the kernel's edge set says now. The set is the truth: edges whose event was lost come in here.
+    pub fn sweep(&mut self, set: impl IntoIterator<Item = (EdgeKey, EdgeState)>) {
+        for (key, state) in set {
+            let observed = self.edges.entry(key).or_default();
+            observed.connects = state.connects;
+            observed.host_unknown |= state.flags & edge_flags::HOST_UNKNOWN != 0;
+        }
+    }
+
+    /// No more pieces will come: heads that still wait for one count as unknown.
+    pub fn finish(&mut self) {
+        for key in self.heads.give_up() {
+            self.unknown_host(key, Loss::Head(Unreadable::MissingPiece));
+        }
+    }
+
+    /// The edges.
+    pub fn edges(&self) -> &HashMap<EdgeKey, Observed> {
+        &self.edges
+    }
+
+    /// Number of hosts of all edges.
+    pub fn hosts(&self) -> usize {
+        self.hosts
+    }
+
+    /// What was lost in user space.
+    pub fn losses(&self) -> &BTreeMap<Loss, u64> {
+        &self.losses
+    }
+
+    fn host(&mut self, key: EdgeKey, host: Host) {
+        let observed = self.edges.entry(key).or_default();
+        if observed.hosts.len() >= MAX_HOSTS_PER_EDGE && !observed.hosts.contains(&host) {
+            return self.unknown_host(key, Loss::TooManyHosts);
+        }
+        self.hosts += usize::from(observed.hosts.insert(host));
+    }
+
+    fn unknown_host(&mut self, key: EdgeKey, loss: Loss) {
+        self.edges.entry(key).or_default().host_unknown = true;
+        self.count(loss);
+    }
+
+    fn count(&mut self, loss: Loss) {
+        *self.losses.entry(loss).or_default() += 1;
+    }
+}
+
+/// The address of a key as the rest of the program knows it: v4-mapped ones as IPv4.
+pub fn address(addr: Addr) -> IpAddr {
+    IpAddr::V6(Ipv6Addr::from(addr)).to_canonical()
+}
+
+#[cfg(test)]
+mod tests {
+    use sidescope_common::event_kind;
+
+    use super::*;
+
+    fn key(port: u16) -> EdgeKey {
+        EdgeKey {
+            netns: 1,
+            addr: [0; 16],
+            uid: 0,
+            port,
+            reserved: 0,
+        }
+    }
+
+    fn head(port: u16, socket: u64) -> HeadEvent {
+        HeadEvent {
+            kind: event_kind::HEAD,
+            len: 0,
+            socket,
+            offset: 0,
+            request: 1,
+            host: 0,
+            key: key(port),
+        }
+    }
+
+    fn state(connects: u64, flags: u16) -> EdgeState {
+        EdgeState {
+            first_ns: 1,
+            last_ns: 2,
+            connects,
+            window: 0,
+            heads: 0,
+            flags,
+        }
+    }
+
+    #[test]
+    fn an_edge_whose_event_was_lost_comes_in_by_the_sweep() {
+        let mut collector = Collector::default();
+        collector.edge(&EdgeEvent {
+            kind: event_kind::EDGE,
+            reserved: 0,
+            time_ns: 0,
+            key: key(1),
+        });
+        collector.sweep([(key(1), state(5, 0)), (key(2), state(3, edge_flags::UNREPORTED))]);
+        let connects: BTreeMap<u16, u64> = collector
+            .edges()
+            .iter()
+            .map(|(key, observed)| (key.port, observed.connects))
+            .collect();
+        assert_eq!(connects, BTreeMap::from([(1, 5), (2, 3)]));
+    }
+
+    #[test]
+    fn what_cannot_be_read_marks_its_edge_and_is_counted() {
+        let mut collector = Collector::default();
+        collector.head(&head(1, 1), b"GET / HTTP/1.1\r\nHost: a b\r\n\r\n");
+        collector.head(&head(2, 2), b"GET / HTTP/1.1\r\nHo");
+        collector.head(&head(3, 3), b"GET / HTTP/1.1\r\nHost: fine\r\n\r\n");
+        collector.sweep([(key(4), state(1, edge_flags::HOST_UNKNOWN))]);
+        collector.finish();
+        let unknown: BTreeSet<u16> = collector
+            .edges()
+            .iter()
+            .filter(|(_, observed)| observed.host_unknown)
+            .map(|(key, _)| key.port)
+            .collect();
+        assert_eq!(unknown, BTreeSet::from([1, 2, 4]));
+        assert_eq!(
+            collector.losses(),
+            &BTreeMap::from([
+                (Loss::Head(Unreadable::Malformed), 1),
+                (Loss::Head(Unreadable::MissingPiece), 1)
+            ])
+        );
+    }
+
+    #[test]
+    fn hosts_of_an_edge_are_bounded() {
+        let mut collector = Collector::default();
+        for i in 0..MAX_HOSTS_PER_EDGE + 10 {
+            collector.head(
+                &head(1, 1),
+                format!("GET / HTTP/1.1\r\nHost: h{i}\r\n\r\n").as_bytes(),
+            );
+        }
+        assert_eq!(collector.hosts(), MAX_HOSTS_PER_EDGE);
+        assert!(collector.edges()[&key(1)].host_unknown);
+        assert_eq!(collector.losses()[&Loss::TooManyHosts], 10);
+    }
+
+    #[test]
+    fn v4_mapped_destinations_are_ipv4() {
+        let mapped = "::ffff:10.0.0.1".parse::<Ipv6Addr>().unwrap().octets();
+        assert_eq!(address(mapped), IpAddr::from([10, 0, 0, 1]));
+        assert_eq!(
+            address([0x20; 16]).to_string(),
+            "2020:2020:2020:2020:2020:2020:2020:2020"
+        );
+    }
+}

@@ -1,0 +1,233 @@
+//! Puts the pieces of request heads together that the kernel hands on, and reads their hosts.
+//!
+//! Only a head whose host has not come yet is kept, and its bytes are wiped as soon as it has, or when there is no more hope.
+
+use std::collections::{HashMap, VecDeque};
+
+use sidescope_common::{EdgeKey, HEAD_BYTES, HeadEvent};
+use zeroize::Zeroizing;
+
+use crate::http1::{HeadError, RequestHost, request_host};
+use crate::model::names::Host;
+
+/// Heads that wait for their next piece at the same time, at most; 1 MiB of bytes.
+const MAX_PARTIAL: usize = 256;
+
+/// What a piece led to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The request names this host.
+    Host(Host),
+    /// The request names no host, or an address.
+    NoName,
+    /// The next piece may tell.
+    Waiting,
+    /// The host of a request cannot be told.
+    Unreadable(Unreadable),
+}
+
+/// Why the host of a request cannot be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Unreadable {
+    /// A piece before this one is missing.
+    MissingPiece,
+    /// No host within [`HEAD_BYTES`].
+    TooLong,
+    /// It began like a request and is none, or its host is no DNS name.
+    Malformed,
+    /// Too many heads were waiting; the oldest was given up.
+    Crowded,
+}
+
+/// The heads that wait for their next piece.
+#[derive(Debug, Default)]
+pub struct Heads {
+    partial: HashMap<u64, Partial>,
+    /// Sockets by age. May hold some that are no longer in `partial`.
+    order: VecDeque<(u64, u32)>,
+}
+
+#[derive(Debug)]
+struct Partial {
+    request: u32,
+    key: EdgeKey,
+    bytes: Zeroizing<Vec<u8>>,
+}
+
+impl Heads {
+    /// Takes one piece. `evicted` is told the edge of a head that had to be given up for this one.
+    pub fn feed(&mut self, event: &HeadEvent, piece: &[u8], mut evicted: impl FnMut(EdgeKey)) -> Outcome {
+        if event.offset == 0 {
+            self.partial.remove(&event.socket);
+            if event.host != 0 {
+                // The kernel found the Host header and cut behind its value.
+                let mut lines = Zeroizing::new(piece.to_vec());
+                lines.extend_from_slice(b"\r\n\r\n");
+                return outcome(request_host(&lines), HEAD_BYTES);
+            }
+            let outcome = outcome(request_host(piece), piece.len());
+            if outcome == Outcome::Waiting {
+                self.keep(event, piece, &mut evicted);
+            }
+            return outcome;
+        }
+        let Some(partial) = self.partial.get_mut(&event.socket) else {
+            // The host was found in an earlier piece, or that piece was lost: then the kernel counted it and marked the edge.
+            return Outcome::NoName;
+        };
+        if partial.request != event.request || partial.bytes.len() != event.offset as usize {
+            self.partial.remove(&event.socket);
+            return Outcome::Unreadable(Unreadable::MissingPiece);
+        }
+        partial.bytes.extend_from_slice(piece);
+        let outcome = outcome(request_host(&partial.bytes), partial.bytes.len());
+        if outcome != Outcome::Waiting {
+            self.partial.remove(&event.socket);
+        }
+        outcome
+    }
+
+    /// Gives up all that wait: their hosts will not be told any more.
+    pub fn give_up(&mut self) -> Vec<EdgeKey> {
+        self.order.clear();
+        self.partial.drain().map(|(_, partial)| partial.key).collect()
+    }
+
+    fn keep(&mut self, event: &HeadEvent, piece: &[u8], evicted: &mut impl FnMut(EdgeKey)) {
+        while self.partial.len() >= MAX_PARTIAL {
+            let Some((socket, request)) = self.order.pop_front() else {
+                break;
+            };
+            if self
+                .partial
+                .get(&socket)
+                .is_some_and(|partial| partial.request == request)
+            {
+                evicted(self.partial.remove(&socket).expect("looked up just now").key);
+            }
+        }
+        if self.order.len() >= 2 * MAX_PARTIAL {
+            let partial = &self.partial;
+            self.order
+                .retain(|(socket, request)| partial.get(socket).is_some_and(|p| p.request == *request));
+        }
+        let mut bytes = Zeroizing::new(Vec::with_capacity(HEAD_BYTES));
+        bytes.extend_from_slice(piece);
+        self.order.push_back((event.socket, event.request));
+        self.partial.insert(
+            event.socket,
+            Partial {
+                request: event.request,
+                key: event.key,
+                bytes,
+            },
+        );
+    }
+}
+
+fn outcome(result: Result<RequestHost, HeadError>, seen: usize) -> Outcome {
+    match result {
+        Ok(RequestHost::Name(host)) => Outcome::Host(host),
+        Ok(RequestHost::Address(_) | RequestHost::None) => Outcome::NoName,
+        Err(HeadError::Incomplete) if seen < HEAD_BYTES => Outcome::Waiting,
+        Err(HeadError::Incomplete) => Outcome::Unreadable(Unreadable::TooLong),
+        Err(HeadError::NotHttp | HeadError::BadHost) => Outcome::Unreadable(Unreadable::Malformed),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sidescope_common::event_kind;
+
+    use super::*;
+
+    fn event(socket: u64, request: u32, offset: usize) -> HeadEvent {
+        let key = EdgeKey {
+            netns: socket,
+            addr: [0; 16],
+            uid: 0,
+            port: 80,
+            reserved: 0,
+        };
+        HeadEvent {
+            kind: event_kind::HEAD,
+            len: 0,
+            socket,
+            offset: offset as u32,
+            request,
+            host: 0,
+            key,
+        }
+    }
+
+    fn no_eviction(key: EdgeKey) {
+        panic!("{key:?} was given up");
+    }
+
+    #[test]
+    fn a_head_in_any_two_pieces_gives_its_host() {
+        let head = b"GET / HTTP/1.1\r\nCookie: a=b\r\nHost: reviews:9080\r\n\r\n";
+        for cut in 1..head.len() {
+            let mut heads = Heads::default();
+            let first = heads.feed(&event(1, 1, 0), &head[..cut], no_eviction);
+            let second = heads.feed(&event(1, 1, cut), &head[cut..], no_eviction);
+            let hosts = [first, second]
+                .into_iter()
+                .filter(|o| matches!(o, Outcome::Host(_)))
+                .count();
+            assert_eq!(hosts, 1, "cut at {cut}");
+            assert!(heads.partial.is_empty(), "cut at {cut}: bytes are kept");
+        }
+    }
+
+    #[test]
+    fn pieces_that_do_not_fit_are_not_put_together() {
+        let mut heads = Heads::default();
+        assert_eq!(
+            heads.feed(&event(1, 1, 0), b"GET / HT", no_eviction),
+            Outcome::Waiting
+        );
+        assert_eq!(
+            heads.feed(&event(1, 1, 9), b"TP/1.1\r\nHost: a\r\n\r\n", no_eviction),
+            Outcome::Unreadable(Unreadable::MissingPiece)
+        );
+        assert_eq!(
+            heads.feed(&event(1, 1, 0), b"GET / HT", no_eviction),
+            Outcome::Waiting
+        );
+        assert_eq!(
+            heads.feed(&event(1, 2, 8), b"TP/1.1\r\nHost: a\r\n\r\n", no_eviction),
+            Outcome::Unreadable(Unreadable::MissingPiece)
+        );
+    }
+
+    #[test]
+    fn a_head_without_a_host_in_reach_is_unreadable() {
+        let mut heads = Heads::default();
+        let line = [b"GET / HTTP/1.1\r\nA: ".as_slice(), &[b'x'; HEAD_BYTES]].concat();
+        assert_eq!(
+            heads.feed(&event(1, 1, 0), &line[..HEAD_BYTES], no_eviction),
+            Outcome::Unreadable(Unreadable::TooLong)
+        );
+    }
+
+    #[test]
+    fn waiting_heads_are_bounded_and_the_oldest_goes_first() {
+        let mut heads = Heads::default();
+        let mut gone = Vec::new();
+        for socket in 0..MAX_PARTIAL as u64 * 10 {
+            heads.feed(&event(socket, 1, 0), b"GET / HT", |key| gone.push(key.netns));
+            if socket % 3 == 0 {
+                heads.feed(&event(socket, 1, 8), b"TP/1.1\r\nHost: a\r\n", |_| {});
+            }
+        }
+        assert!(heads.partial.len() <= MAX_PARTIAL);
+        assert!(heads.order.len() <= 2 * MAX_PARTIAL);
+        assert!(gone.is_sorted(), "not by age: {gone:?}");
+        assert_eq!(
+            gone.len() + heads.give_up().len(),
+            MAX_PARTIAL * 10 * 2 / 3,
+            "some were forgotten"
+        );
+    }
+}

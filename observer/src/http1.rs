@@ -1,0 +1,227 @@
+//! The host that an HTTP/1 request names. Pure: bytes in, answer out.
+
+use std::net::IpAddr;
+
+use http::uri::{Authority, Uri};
+
+use crate::model::names::Host;
+
+/// Most headers that a head may have; Envoy's default is 100.
+const MAX_HEADERS: usize = 128;
+
+/// Why the bytes do not tell a host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HeadError {
+    /// More bytes may tell it.
+    #[error("the head is not complete")]
+    Incomplete,
+    /// They are no HTTP/1 request head.
+    #[error("not an HTTP/1 request head")]
+    NotHttp,
+    /// The host is not a DNS name, or named twice.
+    #[error("the request names a malformed host")]
+    BadHost,
+}
+
+/// Who answers for a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RequestHost {
+    /// A name.
+    Name(Host),
+    /// An address in place of a name: it says no more than the socket's destination.
+    Address(IpAddr),
+    /// The head is complete and names none (HTTP/1.0).
+    None,
+}
+
+/// Reads the host out of the beginning of a request: from an absolute target or CONNECT, else from the Host header
+/// (RFC 9112, 3.2). The head need not be complete, as long as the host's line is.
+///
+/// # Errors
+/// See [`HeadError`].
+pub fn request_host(bytes: &[u8]) -> Result<RequestHost, HeadError> {
+    match parse(bytes)? {
+        Parsed::Complete(host) => Ok(host),
+        Parsed::Partial => {
+            // What is there up to the last whole line, ended as a head is: the host may be in it already.
+            let end = bytes
+                .iter()
+                .rposition(|byte| *byte == b'\n')
+                .ok_or(HeadError::Incomplete)?
+                + 1;
+            let mut lines = zeroize::Zeroizing::new(bytes[..end].to_vec());
+            lines.extend_from_slice(b"\r\n");
+            match parse(&lines)? {
+                Parsed::Complete(RequestHost::None) | Parsed::Partial => Err(HeadError::Incomplete),
+                Parsed::Complete(host) => Ok(host),
+            }
+        }
+    }
+}
+
+enum Parsed {
+    Complete(RequestHost),
+    Partial,
+}
+
+fn parse(bytes: &[u8]) -> Result<Parsed, HeadError> {
+    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    let mut request = httparse::Request::new(&mut headers);
+    match request.parse(bytes) {
+        Ok(httparse::Status::Complete(_)) => {}
+        Ok(httparse::Status::Partial) => return Ok(Parsed::Partial),
+        Err(_) => return Err(HeadError::NotHttp),
+    }
+    let target = request.path.unwrap_or_default();
+    if let Some(host) = target_host(request.method.unwrap_or_default(), target)? {
+        return Ok(Parsed::Complete(host));
+    }
+    let mut hosts = request
+        .headers
+        .iter()
+        .filter(|header| header.name.eq_ignore_ascii_case("host"));
+    let Some(header) = hosts.next() else {
+        return Ok(Parsed::Complete(RequestHost::None));
+    };
+    if hosts.next().is_some() {
+        return Err(HeadError::BadHost);
+    }
+    let value = header.value.trim_ascii();
+    if value.is_empty() {
+        return Ok(Parsed::Complete(RequestHost::None));
+    }
+    Authority::try_from(value)
+        .map_err(|_| HeadError::BadHost)
+        .and_then(|authority| authority_host(&authority))
+        .map(Parsed::Complete)
+}
+
+/// The host in an absolute target or in that of CONNECT.
+fn target_host(method: &str, target: &str) -> Result<Option<RequestHost>, HeadError> {
+    if target.starts_with('/') || target == "*" {
+        return Ok(None);
+    }
+    let uri: Uri = target.parse().map_err(|_| HeadError::NotHttp)?;
+    if uri.scheme().is_none() && method != "CONNECT" {
+        return Err(HeadError::NotHttp);
+    }
+    uri.authority().map(authority_host).transpose()
+}
+
+fn authority_host(authority: &Authority) -> Result<RequestHost, HeadError> {
+    let host = authority.host();
+    let literal = host
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'))
+        .unwrap_or(host);
+    if let Ok(address) = literal.parse() {
+        return Ok(RequestHost::Address(address));
+    }
+    let host = Host::new(host).map_err(|_| HeadError::BadHost)?;
+    if host.wildcard_suffix().is_some() {
+        return Err(HeadError::BadHost);
+    }
+    Ok(RequestHost::Name(host))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn name(host: &str) -> Result<RequestHost, HeadError> {
+        Ok(RequestHost::Name(Host::new(host).unwrap()))
+    }
+
+    #[test]
+    fn the_host_of_a_request() {
+        let long = format!(
+            "{}.example",
+            ["a".repeat(60), "b".repeat(60), "c".repeat(60), "d".repeat(60)].join(".")
+        );
+        let long_request = format!("GET / HTTP/1.1\r\nHost: {long}:80\r\n\r\n");
+        for (request, expect) in [
+            ("GET / HTTP/1.1\r\nHost: reviews:9080\r\n\r\n", name("reviews")),
+            (
+                "GET /a HTTP/1.1\r\nhOsT:Reviews.Default\r\nA: b\r\n\r\nbody",
+                name("reviews.default"),
+            ),
+            (
+                "POST / HTTP/1.1\r\nA: Host: no\r\nCookie: x\r\nHost:\t reviews. \r\n\r\n",
+                name("reviews"),
+            ),
+            (
+                "GET http://user:pw@absolute:80/x HTTP/1.1\r\nHost: other\r\n\r\n",
+                name("absolute"),
+            ),
+            (
+                "CONNECT tunnel.example:443 HTTP/1.1\r\nHost: other\r\n\r\n",
+                name("tunnel.example"),
+            ),
+            ("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", name("a")),
+            (&long_request, name(&long)),
+            (
+                "GET / HTTP/1.1\r\nHost: 10.0.0.1:80\r\n\r\n",
+                Ok(RequestHost::Address([10, 0, 0, 1].into())),
+            ),
+            (
+                "GET / HTTP/1.1\r\nHost: [2001:db8::1]:80\r\n\r\n",
+                Ok(RequestHost::Address("2001:db8::1".parse().unwrap())),
+            ),
+            ("GET / HTTP/1.0\r\nA: b\r\n\r\n", Ok(RequestHost::None)),
+            ("GET / HTTP/1.1\r\nHost:\r\n\r\n", Ok(RequestHost::None)),
+            (
+                "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+                Err(HeadError::BadHost),
+            ),
+            ("GET / HTTP/1.1\r\nHost: a b\r\n\r\n", Err(HeadError::BadHost)),
+            (
+                "GET / HTTP/1.1\r\nHost: *.wild.test\r\n\r\n",
+                Err(HeadError::BadHost),
+            ),
+            ("\x16\x03\x01\x02\x00\x01", Err(HeadError::NotHttp)),
+            (
+                "GET / HTTP/1.1\r\nHost: a\x1b[31m\r\n\r\n",
+                Err(HeadError::NotHttp),
+            ),
+        ] {
+            assert_eq!(request_host(request.as_bytes()), expect, "{request:?}");
+        }
+    }
+
+    #[test]
+    fn every_prefix_of_a_request_is_incomplete_or_gives_the_same_host() {
+        let request =
+            b"GET http://absolute/x HTTP/1.1\r\nUser-Agent: x\r\nHost: absolute\r\nAccept: */*\r\n\r\n";
+        let other = b"GET /x HTTP/1.1\r\nUser-Agent: x\r\nHost: reviews:9080\r\nAccept: */*\r\n\r\n";
+        for request in [&request[..], &other[..]] {
+            let whole = request_host(request);
+            let mut known = false;
+            for len in 0..request.len() {
+                match request_host(&request[..len]) {
+                    Err(HeadError::Incomplete) => assert!(!known, "known at a shorter prefix than {len}"),
+                    answer => {
+                        assert_eq!(answer, whole, "prefix of {len}");
+                        known = true;
+                    }
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_give_an_answer(bytes in proptest::collection::vec(any::<u8>(), 0..2000)) {
+            let _ = request_host(&bytes);
+        }
+
+        #[test]
+        fn any_host_bytes_give_an_answer(host in proptest::collection::vec(any::<u8>(), 0..600)) {
+            let mut request = b"GET / HTTP/1.1\r\nHost: ".to_vec();
+            request.extend_from_slice(&host);
+            request.extend_from_slice(b"\r\n\r\n");
+            let _ = request_host(&request);
+        }
+    }
+}
