@@ -30,9 +30,13 @@ fn compile() -> Result<(), Box<dyn Error>> {
     let var = |name| env::var(name).map_err(|error| format!("{name}: {error}"));
     let out_dir = PathBuf::from(var("OUT_DIR")?);
     let root = Path::new(&var("CARGO_MANIFEST_DIR")?).join("..");
-    for input in
-        ["observer-ebpf/src", "observer-ebpf/Cargo.toml", "observer-ebpf/Cargo.lock", "common/src", "common/Cargo.toml"]
-    {
+    for input in [
+        "observer-ebpf/src",
+        "observer-ebpf/Cargo.toml",
+        "observer-ebpf/Cargo.lock",
+        "common/src",
+        "common/Cargo.toml",
+    ] {
         println!("cargo::rerun-if-changed={}", root.join(input).display());
     }
     println!("cargo::rerun-if-env-changed={}", bpf::COMPILER_VAR);
@@ -52,7 +56,10 @@ fn compile() -> Result<(), Box<dyn Error>> {
     };
     // Quiet, cargo writes diagnostics only. A build script's own output is not shown, so they go out as its warnings.
     let mut cargo = compilation.cargo("build");
-    let output = cargo.arg("--quiet").output().map_err(|error| format!("{cargo:?}: {error}"))?;
+    let output = cargo
+        .arg("--quiet")
+        .output()
+        .map_err(|error| format!("{cargo:?}: {error}"))?;
     let diagnostics = String::from_utf8_lossy(&output.stderr);
     if !output.status.success() {
         return Err(format!("the kernel programs do not compile ({compiler:?})\n{diagnostics}").into());
