@@ -111,12 +111,8 @@ fn dependencies() -> Result<()> {
     }
     for manifest in ["Cargo.toml", "observer-ebpf/Cargo.toml"] {
         let mut check = Command::new(&deny);
-        check.args(["--offline", "--log-level=error", "--manifest-path", manifest]);
-        command::run(
-            check
-                .args(["check", "--config", "deny.toml", "--hide-inclusion-graph"])
-                .args(&checks),
-        )?;
+        check.args(["--offline", "--config=deny.toml", "--manifest-path", manifest]);
+        command::run(check.args(["check", "--hide-inclusion-graph"]).args(&checks))?;
     }
     Ok(())
 }
