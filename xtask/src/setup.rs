@@ -13,12 +13,12 @@ use crate::{
     command::{self, Root, cargo, stdout},
 };
 
-/// What is going to be done on this machine; each needs what those before it need.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+/// What is going to be done on this machine, after a build, which everything needs.
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Needs {
     Build,
-    QuickTests,
     Demo,
+    QuickTests,
     Tests,
 }
 
@@ -44,7 +44,7 @@ const LLVMS: [u32; 3] = [22, 23, 21];
 /// Makes sure that everything for `needs` is there.
 pub(crate) fn run(needs: Needs) -> Result<Parts> {
     let mut apt = Apt::default();
-    if needs >= Needs::Demo {
+    if matches!(needs, Needs::Demo | Needs::Tests) {
         let missing: Vec<&str> = TEST_BED
             .iter()
             .filter(|(name, _)| !is_command(name))
@@ -58,10 +58,10 @@ pub(crate) fn run(needs: Needs) -> Result<Parts> {
         Err(Missing::Linker) => install_linker(&mut apt, compiler)?,
         Err(missing) => return Err(missing.into()),
     };
-    if needs >= Needs::QuickTests {
+    if matches!(needs, Needs::QuickTests | Needs::Tests) {
         linters(&mut apt, compiler)?;
     }
-    if needs >= Needs::Tests {
+    if needs == Needs::Tests {
         let source_to_build_core_from = compiler == Compiler::Debian && !Compiler::Nightly.is_here();
         if source_to_build_core_from && !Compiler::DebianBuildStd.is_here() {
             apt.install(
