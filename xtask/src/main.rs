@@ -1,3 +1,105 @@
 //! `cargo xtask`: everything that a person or CI does with this repository.
+//!
+//! Only what needs root runs as root (through sudo where the user is not root): apt-get, the demo and the tests that load
+//! programs into the kernel. Compilers always run as the user.
 
-fn main() {}
+mod bpf;
+mod command;
+mod kernel_object;
+mod setup;
+mod steps;
+mod test;
+mod tidy;
+
+use std::{os::unix::process::CommandExt, process::ExitCode};
+
+use anyhow::{Context, Result};
+use clap::Parser;
+
+use command::{Root, cargo, root_dir};
+use setup::Needs;
+
+/// Set-up, build, demo and tests of Sidescope.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+enum Task {
+    /// Installs what this machine lacks to build, run and test
+    Setup,
+    /// Builds `sidescope` and its test bed
+    Build {
+        /// With optimisation
+        #[arg(long)]
+        release: bool,
+    },
+    /// Builds, then runs Istio's Bookinfo in network namespaces and writes the Sidecars for it
+    Demo {
+        /// Leave it running, and say how to look at it and how to end it
+        #[arg(long)]
+        keep: bool,
+        /// Call this many times as often
+        #[arg(long, value_name = "N")]
+        load: Option<u32>,
+    },
+    /// Runs all checks and tests
+    Test {
+        /// Only formatting, clippy, tidy and the unit tests
+        #[arg(long)]
+        quick: bool,
+    },
+    /// Checks the rules of the code's structure that no compiler knows
+    Tidy,
+}
+
+fn main() -> ExitCode {
+    match run(Task::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> Result<()> {
+    std::env::set_current_dir(root_dir())?;
+    match task {
+        Task::Setup => setup::run(Needs::Demo).map(drop),
+        Task::Build { release } => {
+            setup::run(Needs::Build)?;
+            build(release)
+        }
+        Task::Demo { keep, load } => demo(keep, load),
+        Task::Test { quick } => test::run(quick),
+        Task::Tidy => tidy::run(),
+    }
+}
+
+fn build(release: bool) -> Result<()> {
+    let mut build = cargo(["build", "-p", "sidescope", "-p", "sidescope-tests"]);
+    if release {
+        build.arg("--release");
+    }
+    command::run(&mut build)
+}
+
+fn demo(keep: bool, load: Option<u32>) -> Result<()> {
+    let root = Root::obtain()?;
+    setup::run(Needs::Demo)?;
+    build(true)?;
+    let mut testbed = root.command("target/release/testbed");
+    testbed.args([
+        "demo",
+        "--sidescope",
+        "target/release/sidescope",
+        "--out",
+        "target/demo",
+    ]);
+    if keep {
+        testbed.arg("--keep");
+    }
+    if let Some(load) = load {
+        testbed.arg(format!("--load={load}"));
+    }
+    // The demo takes our place: signals then reach it, and nobody returns before it has cleaned up.
+    Err(testbed.exec()).context("target/release/testbed")
+}

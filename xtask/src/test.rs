@@ -1,0 +1,178 @@
+//! `cargo xtask test`: every check and test, in the order of what they cost.
+
+use std::{
+    env,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, Result};
+
+use crate::{
+    bpf::{self, Compilation, Compiler},
+    command::{self, Root, cargo, root_dir, stdout},
+    kernel_object,
+    setup::{self, Needs, Parts},
+    steps::Steps,
+    tidy,
+};
+
+/// The crates whose tests need no root.
+const UNIT_TESTED: [&str; 6] = ["-p", "sidescope-common", "-p", "sidescope", "-p", "xtask"];
+/// Where the end-to-end tests find the binary to test.
+const BINARY_VAR: &str = "SIDESCOPE_BIN";
+
+pub(crate) fn run(quick: bool) -> Result<()> {
+    let mut steps = Steps::default();
+    let result = if quick {
+        quick_steps(&mut steps)
+    } else {
+        all_steps(&mut steps)
+    };
+    println!("{}", steps.summary());
+    result
+}
+
+fn quick_steps(steps: &mut Steps) -> Result<()> {
+    let mut parts = None;
+    steps.step("setup", || {
+        parts = Some(setup::run(Needs::QuickTests)?);
+        Ok(())
+    })?;
+    let parts = parts.expect("the step before has set it");
+    static_checks(steps, &parts)?;
+    steps.step("unit tests", unit_tests)
+}
+
+fn all_steps(steps: &mut Steps) -> Result<()> {
+    // Told at once, not after ten minutes of compilation.
+    let root = Root::obtain().context("the tests that load programs into the kernel")?;
+    let mut parts = None;
+    steps.step("setup", || {
+        parts = Some(setup::run(Needs::Tests)?);
+        Ok(())
+    })?;
+    let parts = parts.expect("the step before has set it");
+    static_checks(steps, &parts)?;
+    steps.step("licences and dependencies", dependencies)?;
+    steps.step("documentation", || {
+        command::run(cargo(["doc", "--workspace", "--no-deps", "--quiet"]).env("RUSTDOCFLAGS", "-Dwarnings"))
+    })?;
+    steps.step("unit tests", unit_tests)?;
+    steps.step("kernel programs, both ways", || both_ways(&parts))?;
+    steps.step("build", || {
+        command::run(&mut cargo(["build", "--quiet", "-p", "sidescope"]))
+    })?;
+    steps.step("tests in the kernel, as root", || kernel_tests(root))
+}
+
+fn static_checks(steps: &mut Steps, parts: &Parts) -> Result<()> {
+    steps.step("formatting", || {
+        command::run(&mut cargo(["fmt", "--all", "--check"]))?;
+        command::run(&mut cargo([
+            "fmt",
+            "--manifest-path=observer-ebpf/Cargo.toml",
+            "--check",
+        ]))
+    })?;
+    steps.step("tidy", tidy::run)?;
+    steps.step("clippy", || {
+        command::run(&mut cargo([
+            "clippy",
+            "--quiet",
+            "--workspace",
+            "--all-targets",
+            "--",
+            "-D",
+            "warnings",
+        ]))
+    })?;
+    steps.step("clippy on the kernel programs", || {
+        kernel_programs(parts.compiler, parts, "clippy", |clippy, _| {
+            command::run(clippy.args(["--quiet", "--", "-D", "warnings"]))
+        })
+    })
+}
+
+fn unit_tests() -> Result<()> {
+    command::run(cargo(["test", "--quiet"]).args(UNIT_TESTED))
+}
+
+/// cargo-deny, on the workspace and on the kernel programs.
+fn dependencies() -> Result<()> {
+    let deny = bpf::tool("cargo-deny").context("setup has not left a cargo-deny")?;
+    let mut fetch = Command::new("timeout");
+    fetch.arg("60").arg(&deny).args(["fetch", "db"]);
+    let mut checks = vec!["licenses", "bans", "sources"];
+    if stdout(&mut fetch).is_some() {
+        checks.push("advisories");
+    } else {
+        println!("    the database of advisories cannot be reached: advisories are not checked");
+    }
+    for manifest in ["Cargo.toml", "observer-ebpf/Cargo.toml"] {
+        let mut check = Command::new(&deny);
+        check.args(["--offline", "--config=deny.toml", "--manifest-path", manifest]);
+        command::run(check.args(["check", "--hide-inclusion-graph"]).args(&checks))?;
+    }
+    Ok(())
+}
+
+/// With a prebuilt `core` and with one built from source, the kernel must be offered the same.
+fn both_ways(parts: &Parts) -> Result<()> {
+    let other = [Compiler::Nightly, Compiler::DebianBuildStd]
+        .into_iter()
+        .find(|compiler| compiler.is_here());
+    let ways = [
+        Some(parts.compiler),
+        other.filter(|other| *other != parts.compiler),
+    ];
+    let mut built = Vec::new();
+    for compiler in ways.into_iter().flatten() {
+        kernel_programs(compiler, parts, "build", |build, compilation| {
+            command::run(build.arg("--quiet").stdin(Stdio::null()))?;
+            let entries = kernel_object::entries(&compilation.object())?;
+            println!("    {compiler:?}: {} programs and maps", entries.len());
+            built.push(entries);
+            Ok(())
+        })?;
+    }
+    match &built[..] {
+        [one, other] => kernel_object::ensure_same(one, other),
+        _ => {
+            println!("    {:?} is the only compiler here", parts.compiler);
+            Ok(())
+        }
+    }
+}
+
+/// Prepares `cargo SUBCOMMAND` over the kernel programs and hands it to `run`.
+fn kernel_programs(
+    compiler: Compiler,
+    parts: &Parts,
+    subcommand: &str,
+    run: impl FnOnce(&mut Command, &Compilation<'_>) -> Result<()>,
+) -> Result<()> {
+    let root = root_dir();
+    let compilation = Compilation {
+        compiler,
+        linker: &parts.linker,
+        source: &root.join("observer-ebpf"),
+        target_dir: &root.join("target/ebpf").join(format!("{compiler:?}")),
+        arch: env::consts::ARCH,
+        big_endian: cfg!(target_endian = "big"),
+    };
+    run(&mut compilation.cargo(subcommand), &compilation)
+}
+
+/// Built as the user; only the test binaries themselves run as root.
+fn kernel_tests(root: Root) -> Result<()> {
+    let mut tests = cargo(["test", "-p", "sidescope-tests"]);
+    if root != Root::Already {
+        let runner: Vec<String> = root.prefix().iter().map(|word| format!("{word:?}")).collect();
+        tests.args([
+            "--config",
+            &format!("target.'cfg(unix)'.runner=[{}]", runner.join(",")),
+        ]);
+    }
+    command::run(tests.env(BINARY_VAR, root_dir().join(Path::new("target/debug/sidescope"))))
+}
