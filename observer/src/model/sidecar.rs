@@ -73,6 +73,11 @@ impl EgressHost {
     pub fn everywhere(host: Host) -> Self {
         Self(host)
     }
+
+    /// The DNS name behind `*/`.
+    pub fn host(&self) -> &Host {
+        &self.0
+    }
 }
 
 impl From<EgressHost> for String {
