@@ -10,3 +10,6 @@ pub mod model;
 pub mod plan;
 pub mod render;
 pub mod report;
+
+#[cfg(test)]
+mod fixture;

@@ -70,7 +70,7 @@ impl<'m> MeshIndex<'m> {
             .sort_by_key(|(range, service)| (std::cmp::Reverse(range.prefix()), key(service)));
         let lists = index.singles.values_mut().chain(index.endpoints.values_mut());
         for services in lists.chain(index.hosts.values_mut()) {
-            services.sort_by_key(|service| key(service));
+            services.sort_by_key(key);
         }
         for (name, pod) in mesh.pods.iter().filter(|(_, pod)| !pod.host_network) {
             for address in &pod.addresses {

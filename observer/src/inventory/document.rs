@@ -96,7 +96,11 @@ pub(super) fn objects(documents: Vec<Value>) -> Result<Vec<RawObject>, NotAnObje
             item: None,
         };
         let (group, kind) = type_of(&body, position, None)?;
-        let Some(element) = kind.strip_suffix("List") else {
+        // A resource may be called `AllowList` and be none.
+        let element = kind
+            .strip_suffix("List")
+            .filter(|element| element.is_empty() || body.get("items").is_some());
+        let Some(element) = element else {
             found.push(RawObject {
                 position,
                 group,

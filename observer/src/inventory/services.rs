@@ -43,10 +43,8 @@ pub(super) fn check(object: &Object) -> Result<(), WrongField> {
                 }
             }
         }
-        Object::ServiceEntry(entry) => {
-            if entry.spec.hosts.is_empty() {
-                return Err(wrong("spec.hosts", "is empty".to_owned()));
-            }
+        Object::ServiceEntry(entry) if entry.spec.hosts.is_empty() => {
+            return Err(wrong("spec.hosts", "is empty".to_owned()));
         }
         _ => {}
     }
