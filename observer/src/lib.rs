@@ -3,16 +3,25 @@
 //! The layers, each of which may use only those before it (checked by `cargo xtask tidy`): [`model`], the pure logic, the IO,
 //! the wiring. ARCHITECTURE.md tells the way of the data through them.
 
+pub mod attribute;
 pub mod cgroup;
 pub mod cli;
 pub mod collect;
 pub mod heads;
 pub mod http1;
 pub mod input;
+pub mod inventory;
+pub mod mesh_index;
 pub mod model;
 pub mod namespaces;
 pub mod observe;
 pub mod output;
+pub mod plan;
 pub mod probes;
 pub mod progress;
+pub mod render;
+pub mod report;
 pub mod sources;
+
+#[cfg(test)]
+mod fixture;

@@ -52,15 +52,23 @@ pub struct Dependency {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PortUse {
-    /// Protocol as istiod reads it.
+    /// Protocol that the caller's proxy handles the connections as. Two answers (a service reached through another one's
+    /// port, too) make it unknown, so that evidence of either kind counts.
     pub protocol: PortProtocol,
     /// How it was learnt.
     pub seen: BTreeSet<Evidence>,
+    /// A connection to an address of the service came without a readable host that names a service, so that the address
+    /// alone tells what was meant, whatever the protocol.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub address_only: bool,
     /// Connects of the edges that it was learnt from.
     pub connects: u64,
     /// A request on this port was seen whose host could not be read: there may be hosts that are not listed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub host_unknown: bool,
+    /// Hosts that requests to an address of the service named and that nothing in the mesh has.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub unknown_hosts: BTreeSet<Host>,
 }
 
 /// How a dependency was learnt.

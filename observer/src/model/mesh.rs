@@ -19,6 +19,8 @@ pub struct Mesh {
     pub pods: BTreeMap<PodRef, Pod>,
     /// Services and the hosts of ServiceEntries. A ServiceEntry with three hosts makes three.
     pub services: Vec<Service>,
+    /// Addresses of nodes, as far as pods tell them. Node ports are reached there.
+    pub node_addresses: BTreeSet<IpAddr>,
 }
 
 /// Namespace and name of a pod.
@@ -68,6 +70,8 @@ pub struct Service {
     pub addresses: BTreeSet<AddressRange>,
     /// Addresses of the endpoints (ready or not). They stand for the service only if it is headless.
     pub endpoints: BTreeSet<IpAddr>,
+    /// Port that the endpoints listen on (`targetPort`) -> port of the service.
+    pub endpoint_ports: BTreeMap<u16, u16>,
     /// Its ports.
     pub ports: Vec<ServicePort>,
 }

@@ -4,6 +4,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+/// Domain of the cluster, as istiod assumes it unless told otherwise.
+pub const CLUSTER_DOMAIN: &str = "cluster.local";
+
 /// Why a text is not a name of the kind that was asked for.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
@@ -121,6 +124,44 @@ impl Host {
     }
 }
 
+/// Name of a Kubernetes object: a DNS-1123 subdomain of at most 253 bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ObjectName(String);
+
+impl ObjectName {
+    /// Checks `name` against DNS-1123.
+    ///
+    /// # Errors
+    /// When it is empty, longer than 253 bytes, or not made of DNS-1123 labels with dots between them.
+    pub fn new(name: impl Into<String>) -> Result<Self, NameError> {
+        let name = name.into();
+        if name.is_empty() {
+            return Err(NameError::Empty);
+        }
+        if name.len() > Host::MAX_LEN {
+            return Err(NameError::TooLong {
+                len: name.len(),
+                max: Host::MAX_LEN,
+            });
+        }
+        for label in name.split('.') {
+            if let Some(bad) = label.chars().find(|c| !matches!(c, 'a'..='z' | '0'..='9' | '-')) {
+                return Err(NameError::BadCharacter(bad));
+            }
+            if label.is_empty() || label.starts_with('-') || label.ends_with('-') {
+                return Err(NameError::BadLabel(label.to_owned()));
+            }
+        }
+        Ok(Self(name))
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
 fn check_label(label: &str) -> Result<(), NameError> {
     if label.is_empty() {
         return Err(NameError::Empty);
@@ -182,6 +223,7 @@ macro_rules! text_newtype {
 }
 text_newtype!(Namespace, |text: &str| Namespace::new(text));
 text_newtype!(Host, Host::new);
+text_newtype!(ObjectName, |text: &str| ObjectName::new(text));
 
 #[cfg(test)]
 mod tests {
@@ -211,6 +253,12 @@ mod tests {
             Err(NameError::TooLong { len: 254, max: 253 }),
             "length is checked before the labels"
         );
+        for bad in ["", "A", "a..b", ".a", "a.-b", "a_b", "a\u{1b}", &"a".repeat(254)] {
+            assert!(ObjectName::new(bad).is_err(), "{bad:?} was taken");
+        }
+        for good in ["a", "web-1.v2", "0", &"a".repeat(100)] {
+            assert!(ObjectName::new(good).is_ok(), "{good:?} was refused");
+        }
         for bad in ["", "Default", "a.b", "-a", "a-", &"a".repeat(64)] {
             assert!(Namespace::new(bad).is_err(), "{bad:?} was taken");
         }

@@ -8,6 +8,13 @@ use crate::model::names::{Host, Namespace};
 /// API group and version that Sidescope writes; served by Istio since 1.22.
 pub const API_VERSION: &str = "networking.istio.io/v1";
 
+/// The kind.
+pub const KIND: &str = "Sidecar";
+
+/// The label that tells our Sidecars from others'. It must not hold `istio.io`: istiod pushes to every proxy in scope when
+/// such a label changes.
+pub const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "sidescope");
+
 /// A Sidecar resource.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -72,6 +79,11 @@ impl EgressHost {
     /// `*/host`.
     pub fn everywhere(host: Host) -> Self {
         Self(host)
+    }
+
+    /// The DNS name behind `*/`.
+    pub fn host(&self) -> &Host {
+        &self.0
     }
 }
 

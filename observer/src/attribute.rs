@@ -1,0 +1,250 @@
+//! From connections to the dependency graph: what each of them says about whom its workload calls.
+//!
+//! A connection gives evidence of two kinds, the address that it went to and the hosts that its requests named. They may name
+//! different services (an HTTP proxy routes by host, whatever the address). Both are recorded, each on the service that it
+//! names; which of them counts is the planner's business.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use crate::mesh_index::{Destination, MeshIndex, Target};
+use crate::model::graph::{
+    Dependency, DirectCall, Evidence, GRAPH_VERSION, Graph, PortUse, Unresolved, UnresolvedReason,
+    WorkloadNode,
+};
+use crate::model::mesh::PortProtocol;
+use crate::model::names::{Host, Namespace, WorkloadRef};
+
+/// What was seen of the connections from one workload to one address and port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Flow {
+    /// The workload that connected.
+    pub source: WorkloadRef,
+    /// Destination as the program asked for it.
+    pub address: IpAddr,
+    /// Destination port.
+    pub port: u16,
+    /// Hosts that requests named, without the port.
+    pub hosts: BTreeSet<Host>,
+    /// How many connects.
+    pub connects: u64,
+    /// A request was seen whose host could not be read.
+    pub host_unknown: bool,
+}
+
+/// Makes the graph. The order of `flows` does not matter, nor how the connections of a workload are spread over them.
+pub fn attribute(index: &MeshIndex<'_>, flows: &[Flow]) -> Graph {
+    let mut collected: BTreeMap<WorkloadRef, Collected> = BTreeMap::new();
+    for pod in index.mesh().pods.values().filter(|pod| !pod.host_network) {
+        collected.entry(pod.workload.clone()).or_default();
+    }
+    for flow in flows {
+        collected.entry(flow.source.clone()).or_default().add(index, flow);
+    }
+    let mut graph = Graph {
+        version: GRAPH_VERSION,
+        workloads: Vec::new(),
+        unresolved: Vec::new(),
+    };
+    for (workload, collected) in collected {
+        graph.unresolved.extend(collected.unresolved_of(&workload));
+        graph.workloads.push(collected.into_node(workload));
+    }
+    graph
+}
+
+/// What is known of one workload.
+#[derive(Default)]
+struct Collected {
+    dependencies: BTreeMap<(Host, Namespace), BTreeMap<u16, PortUse>>,
+    direct: BTreeSet<DirectCall>,
+    unresolved: BTreeMap<(IpAddr, u16, UnresolvedReason), (BTreeSet<Host>, u64)>,
+}
+
+/// What one flow says, by service and port.
+type Said<'m> = BTreeMap<(&'m Host, &'m Namespace, u16), PortUse>;
+
+impl Collected {
+    fn add(&mut self, index: &MeshIndex<'_>, flow: &Flow) {
+        let address = flow.address.to_canonical();
+        let destination = index.destination(address, flow.port);
+        let (named, unknown_hosts) = name_services(index, flow, &destination);
+        let mut said = Said::new();
+
+        let reason = match destination {
+            Destination::Services(targets) => {
+                // The listener that takes the connection decides whether hosts are looked at, and not the port of the
+                // service that a host names.
+                let listener = targets.iter().map(|t| t.protocol).reduce(joined);
+                for target in targets {
+                    let port_use = entry(&mut said, &target, target.protocol);
+                    port_use.seen.insert(Evidence::Address(address));
+                    port_use.address_only |= named.is_empty() || flow.host_unknown;
+                    port_use.unknown_hosts.extend(unknown_hosts.iter().cloned());
+                }
+                note_hosts(&mut said, &named, listener);
+                None
+            }
+            Destination::AmbiguousServices(targets) => {
+                // A host that names one of the claimants tells which was meant; without one it stays open.
+                let meant: Vec<_> = targets
+                    .into_iter()
+                    .filter(|target| named.iter().any(|(_, n)| n.service.host == target.service.host))
+                    .collect();
+                for target in &meant {
+                    let port_use = entry(&mut said, target, target.protocol);
+                    port_use.seen.insert(Evidence::Address(address));
+                }
+                note_hosts(&mut said, &named, None);
+                Some(UnresolvedReason::AmbiguousAddress)
+            }
+            Destination::Pod(_, pod) => {
+                self.direct.insert(DirectCall {
+                    workload: pod.workload.clone(),
+                    address,
+                    port: flow.port,
+                });
+                note_hosts(&mut said, &named, None);
+                None
+            }
+            Destination::AmbiguousPods => {
+                note_hosts(&mut said, &named, None);
+                Some(UnresolvedReason::AmbiguousAddress)
+            }
+            Destination::Unknown => {
+                note_hosts(&mut said, &named, None);
+                Some(UnresolvedReason::UnknownAddress)
+            }
+        };
+
+        // Hosts that are all known say what was meant, even where the address does not.
+        let by_host = !named.is_empty() && unknown_hosts.is_empty() && !flow.host_unknown;
+        if let Some(reason) = reason.filter(|_| !by_host) {
+            let key = (address, flow.port, reason);
+            let (hosts, connects) = self.unresolved.entry(key).or_default();
+            hosts.extend(unknown_hosts);
+            *connects = connects.saturating_add(flow.connects);
+        }
+        for ((host, namespace, port), mut port_use) in said {
+            port_use.connects = flow.connects;
+            port_use.host_unknown = flow.host_unknown;
+            let key = (host.clone(), namespace.clone());
+            let ports = self.dependencies.entry(key).or_default();
+            match ports.get_mut(&port) {
+                Some(known) => merge(known, port_use),
+                None => drop(ports.insert(port, port_use)),
+            }
+        }
+    }
+
+    fn unresolved_of(&self, workload: &WorkloadRef) -> Vec<Unresolved> {
+        let unresolved = self.unresolved.iter();
+        unresolved
+            .map(|((address, port, reason), (hosts, connects))| Unresolved {
+                workload: workload.clone(),
+                address: *address,
+                port: *port,
+                hosts: hosts.clone(),
+                reason: *reason,
+                connects: *connects,
+            })
+            .collect()
+    }
+
+    fn into_node(self, workload: WorkloadRef) -> WorkloadNode {
+        let dependencies = self.dependencies.into_iter();
+        WorkloadNode {
+            workload,
+            dependencies: dependencies
+                .map(|((host, namespace), ports)| Dependency {
+                    host,
+                    namespace,
+                    ports,
+                })
+                .collect(),
+            direct: self.direct.into_iter().collect(),
+        }
+    }
+}
+
+/// The services that the flow's hosts name, and the hosts that name none.
+fn name_services<'f, 'm>(
+    index: &MeshIndex<'m>,
+    flow: &'f Flow,
+    destination: &Destination<'m>,
+) -> (Vec<(&'f Host, Target<'m>)>, BTreeSet<Host>) {
+    let mut named = Vec::new();
+    let mut unknown = BTreeSet::new();
+    for host in &flow.hosts {
+        // Through a node port or a headless service's target port, the port that was called is not the service's own.
+        let same_service = |target: &&Target<'m>| {
+            index
+                .service_named(host, &flow.source.namespace, target.port)
+                .is_some_and(|named| named.service.host == target.service.host)
+        };
+        let at_address = match destination {
+            Destination::Services(targets) => targets.iter().find(same_service).copied(),
+            _ => None,
+        };
+        // A request may name an address; the proxy knows a service by its own one, too.
+        let by_address = || {
+            let address: IpAddr = host.as_str().parse().ok()?;
+            match index.destination(address, flow.port) {
+                Destination::Services(targets) => match targets.as_slice() {
+                    [only] => Some(*only),
+                    _ => None,
+                },
+                _ => None,
+            }
+        };
+        let found = at_address
+            .or_else(|| index.service_named(host, &flow.source.namespace, flow.port))
+            .or_else(by_address);
+        match found {
+            Some(target) => named.push((host, target)),
+            None => drop(unknown.insert(host.clone())),
+        }
+    }
+    (named, unknown)
+}
+
+/// Records the hosts on the services that they name.
+fn note_hosts<'m>(said: &mut Said<'m>, named: &[(&Host, Target<'m>)], listener: Option<PortProtocol>) {
+    for (host, target) in named {
+        let protocol = listener.unwrap_or(target.protocol);
+        let port_use = entry(said, target, protocol);
+        port_use.seen.insert(Evidence::Host((*host).clone()));
+    }
+}
+
+fn entry<'s, 'm>(said: &'s mut Said<'m>, target: &Target<'m>, protocol: PortProtocol) -> &'s mut PortUse {
+    let service = target.service;
+    let key = (&service.host, &service.namespace, target.port);
+    let port_use = said.entry(key).or_insert_with(|| PortUse {
+        protocol,
+        seen: BTreeSet::new(),
+        address_only: false,
+        connects: 0,
+        host_unknown: false,
+        unknown_hosts: BTreeSet::new(),
+    });
+    port_use.protocol = joined(port_use.protocol, protocol);
+    port_use
+}
+
+/// Where two answers differ, none is known: then evidence of either kind counts, which is the safe side.
+fn joined(a: PortProtocol, b: PortProtocol) -> PortProtocol {
+    if a == b { a } else { PortProtocol::Unknown }
+}
+
+fn merge(known: &mut PortUse, more: PortUse) {
+    known.protocol = joined(known.protocol, more.protocol);
+    known.seen.extend(more.seen);
+    known.address_only |= more.address_only;
+    known.connects = known.connects.saturating_add(more.connects);
+    known.host_unknown |= more.host_unknown;
+    known.unknown_hosts.extend(more.unknown_hosts);
+}
+
+#[cfg(test)]
+mod tests;

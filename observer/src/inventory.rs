@@ -1,0 +1,341 @@
+//! Reads the mesh from a text of ordinary Kubernetes objects, as `kubectl get pods,services,... -A -o yaml` prints them.
+//!
+//! This is what stands in for watches where there is no cluster at hand. It takes what kubectl would take (nothing but a name
+//! is required of an object), and refuses what nobody could mean: a bad address, a port out of range, two different objects
+//! of one name. An error says where: file, object and field.
+
+mod document;
+mod kube;
+mod labels;
+mod protocol;
+mod services;
+mod workloads;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::model::mesh::Mesh;
+use crate::model::names::{Namespace, ObjectName};
+use document::{NotAnObject, Position, RawObject};
+
+/// What an inventory holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inventory {
+    /// The mesh that the objects make up.
+    pub mesh: Mesh,
+    /// Objects that were read, each once.
+    pub objects: usize,
+    /// Objects of kinds that are not read, by kind.
+    pub skipped: BTreeMap<String, usize>,
+}
+
+/// Why an inventory cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InventoryError {
+    /// Neither YAML nor JSON.
+    #[error("{file}:{} not valid YAML or JSON: {message}; correct it, or write it anew with `kubectl get ... -A -o yaml`", LineOf(*.line))]
+    Syntax {
+        /// The file.
+        file: String,
+        /// Line, where the parser knows it.
+        line: Option<u64>,
+        /// What the parser says.
+        message: String,
+    },
+    /// A document that is no Kubernetes object.
+    #[error("{file}: {document}: {field} {problem}; every object needs apiVersion and kind")]
+    NotAnObject {
+        /// The file.
+        file: String,
+        /// Which document, and which item of a list.
+        document: String,
+        /// The field, or `the document`.
+        field: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A field that does not hold what it should.
+    #[error("{file}: {object}: field {field}: {problem}; correct it, or take the object out")]
+    Field {
+        /// The file.
+        file: String,
+        /// Kind, namespace and name, or the place of an object without a name.
+        object: String,
+        /// Path of the field.
+        field: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// Two objects of one kind, namespace and name that are not the same.
+    #[error("{object} is in {first} and, with other content, in {second}; keep one of them")]
+    Conflict {
+        /// Kind, namespace and name.
+        object: String,
+        /// File that has it first.
+        first: String,
+        /// File that has another one.
+        second: String,
+    },
+}
+
+struct LineOf(Option<u64>);
+
+impl fmt::Display for LineOf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.map_or(Ok(()), |line| write!(f, " line {line}:"))
+    }
+}
+
+/// Collects objects from any number of files, in any order.
+#[derive(Debug, Default)]
+pub struct Builder {
+    objects: BTreeMap<ObjectId, Listed>,
+    skipped: BTreeMap<String, usize>,
+}
+
+/// Kind, namespace and name: what makes an object the same.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct ObjectId {
+    kind: String,
+    namespace: Option<Namespace>,
+    name: ObjectName,
+}
+
+impl fmt::Display for ObjectId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ", self.kind)?;
+        if let Some(namespace) = &self.namespace {
+            write!(f, "{namespace}/")?;
+        }
+        write!(f, "{}", self.name)
+    }
+}
+
+#[derive(Debug)]
+struct Listed {
+    file: String,
+    object: Object,
+}
+
+#[derive(Debug, PartialEq)]
+enum Object {
+    Namespace(kube::Object<kube::Nothing>),
+    Pod(kube::Object<kube::PodSpec, kube::PodStatus>),
+    Service(kube::Object<kube::ServiceSpec, kube::ServiceStatus>),
+    EndpointSlice(kube::EndpointSlice),
+    Controller(kube::Object<kube::ControllerSpec>),
+    CronJob(kube::Object<kube::CronJobSpec>),
+    ServiceEntry(kube::Object<kube::ServiceEntrySpec, kube::ServiceEntryStatus>),
+}
+
+impl Object {
+    fn meta(&self) -> &kube::Meta {
+        match self {
+            Self::Namespace(object) => &object.metadata,
+            Self::Pod(object) => &object.metadata,
+            Self::Service(object) => &object.metadata,
+            Self::EndpointSlice(object) => &object.metadata,
+            Self::Controller(object) => &object.metadata,
+            Self::CronJob(object) => &object.metadata,
+            Self::ServiceEntry(object) => &object.metadata,
+        }
+    }
+}
+
+impl Builder {
+    /// Adds every object of `text`. `file` is what errors call it.
+    ///
+    /// # Errors
+    /// When the text is no YAML or JSON, an object is malformed, or one is there already with other content.
+    pub fn add_text(&mut self, file: &str, text: &str) -> Result<(), InventoryError> {
+        let documents = document::parse(text).map_err(|err| InventoryError::Syntax {
+            file: file.to_owned(),
+            line: err.line,
+            message: printable(&err.message),
+        })?;
+        let objects = document::objects(documents).map_err(|err| not_an_object(file, err))?;
+        for raw in objects {
+            self.add(file, raw)?;
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, file: &str, raw: RawObject) -> Result<(), InventoryError> {
+        let context = Context {
+            file,
+            kind: &raw.kind,
+            position: raw.position,
+        };
+        let object = match (raw.group.as_str(), raw.kind.as_str()) {
+            ("", "Namespace") => Object::Namespace(context.read(raw.body)?),
+            ("", "Pod") => Object::Pod(context.read(raw.body)?),
+            ("", "Service") => Object::Service(context.read(raw.body)?),
+            ("discovery.k8s.io", "EndpointSlice") => Object::EndpointSlice(context.read(raw.body)?),
+            ("apps", "Deployment" | "ReplicaSet" | "StatefulSet" | "DaemonSet") | ("batch", "Job") => {
+                Object::Controller(context.read(raw.body)?)
+            }
+            ("batch", "CronJob") => Object::CronJob(context.read(raw.body)?),
+            ("networking.istio.io", "ServiceEntry") => Object::ServiceEntry(context.read(raw.body)?),
+            // A kind is not unique without its group: Knative has a Service, too.
+            (group, kind @ ("Namespace" | "Pod" | "Service" | "Deployment" | "Job")) => {
+                *self.skipped.entry(format!("{kind}.{group}")).or_default() += 1;
+                return Ok(());
+            }
+            (_, kind) => {
+                *self.skipped.entry(kind.to_owned()).or_default() += 1;
+                return Ok(());
+            }
+        };
+        let id = ObjectId {
+            namespace: (raw.kind != "Namespace").then(|| namespace_of(object.meta())),
+            name: object.meta().name.clone(),
+            kind: raw.kind,
+        };
+        services::check(&object).map_err(|wrong| InventoryError::Field {
+            file: file.to_owned(),
+            object: id.to_string(),
+            field: wrong.field,
+            problem: wrong.problem,
+        })?;
+        match self.objects.entry(id) {
+            Entry::Vacant(free) => {
+                free.insert(Listed {
+                    file: file.to_owned(),
+                    object,
+                });
+            }
+            Entry::Occupied(taken) if taken.get().object != object => {
+                return Err(InventoryError::Conflict {
+                    object: taken.key().to_string(),
+                    first: taken.get().file.clone(),
+                    second: file.to_owned(),
+                });
+            }
+            Entry::Occupied(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Puts the objects together.
+    ///
+    /// # Errors
+    /// When an object that was let in turns out to make no sense among the others: a Namespace whose name is no label.
+    pub fn build(self) -> Result<Inventory, InventoryError> {
+        let mut mesh = Mesh::default();
+        let mut workloads = workloads::Collector::default();
+        let mut services = services::Collector::default();
+        let count = self.objects.len();
+        for (id, listed) in self.objects {
+            match listed.object {
+                Object::Namespace(object) => {
+                    // A namespace's name is a label, which is less than other objects may have.
+                    let name = Namespace::new(id.name.as_str()).map_err(|err| InventoryError::Field {
+                        file: listed.file,
+                        object: id.to_string(),
+                        field: "metadata.name".to_owned(),
+                        problem: err.to_string(),
+                    })?;
+                    mesh.namespaces.insert(name, object.metadata.labels.to_labels());
+                }
+                Object::Pod(pod) => workloads.add_pod(pod),
+                Object::Controller(controller) => workloads.add_controller(id.kind, controller),
+                Object::CronJob(cron_job) => workloads.add_cron_job(cron_job),
+                Object::Service(service) => services.add_service(service),
+                Object::EndpointSlice(slice) => services.add_slice(&slice),
+                Object::ServiceEntry(entry) => services.add_entry(entry),
+            }
+        }
+        mesh.services = services.finish();
+        workloads.finish(&mut mesh);
+        Ok(Inventory {
+            mesh,
+            objects: count,
+            skipped: self.skipped,
+        })
+    }
+}
+
+/// Where an object is, for errors.
+struct Context<'a> {
+    file: &'a str,
+    kind: &'a str,
+    position: Position,
+}
+
+impl Context<'_> {
+    fn read<T: DeserializeOwned>(&self, body: Value) -> Result<T, InventoryError> {
+        // The name is wanted only for an error, so it is looked up only then.
+        serde_path_to_error::deserialize(&body).map_err(|err| {
+            let field = match err.path().to_string() {
+                path if path == "." => "metadata".to_owned(),
+                path => printable(&path),
+            };
+            InventoryError::Field {
+                file: self.file.to_owned(),
+                object: self.name_of(&body),
+                field,
+                problem: printable(&err.inner().to_string()),
+            }
+        })
+    }
+
+    fn name_of(&self, body: &Value) -> String {
+        #[derive(Deserialize)]
+        struct Named {
+            metadata: NamedMeta,
+        }
+        #[derive(Deserialize)]
+        struct NamedMeta {
+            name: ObjectName,
+            namespace: Option<Namespace>,
+        }
+        match Named::deserialize(body) {
+            Ok(Named { metadata }) => ObjectId {
+                kind: self.kind.to_owned(),
+                namespace: metadata.namespace,
+                name: metadata.name,
+            }
+            .to_string(),
+            Err(_) => format!("{} ({})", self.kind, self.position),
+        }
+    }
+}
+
+fn not_an_object(file: &str, err: NotAnObject) -> InventoryError {
+    InventoryError::NotAnObject {
+        file: file.to_owned(),
+        document: err.position.to_string(),
+        field: if err.field.is_empty() {
+            "it".to_owned()
+        } else {
+            format!("field {}", err.field)
+        },
+        problem: err.problem,
+    }
+}
+
+/// An object without a namespace is in the one that kubectl takes by default.
+fn namespace_of(meta: &kube::Meta) -> Namespace {
+    meta.namespace
+        .clone()
+        .unwrap_or_else(|| Namespace::new("default").expect("a DNS label"))
+}
+
+/// Messages of parsers quote the text; none of its control characters may reach a terminal.
+fn printable(text: &str) -> String {
+    text.chars()
+        .flat_map(|c| {
+            let escaped = c.is_control().then(|| c.escape_default());
+            let plain = escaped.is_none().then_some(c);
+            escaped.into_iter().flatten().chain(plain)
+        })
+        .collect()
+}
