@@ -1,7 +1,7 @@
 //! A network of namespaces: a node with a bridge, pods joined to it, hosts outside the mesh, ClusterIPs.
 //!
 //! Everything goes through the node's routing, pod to pod too (pods have /32 and /128 addresses), so that an answer passes the
-//! node again and its address translation is undone, without `br_netfilter`, which is a setting of the whole machine.
+//! node again and its address translation is undone, whether the machine has `br_netfilter` or not.
 //!
 //! What is made is made under the lock of [`State`], and whoever ends the bed takes that lock and keeps it: nothing can come
 //! into being behind the back of the clean-up, not even when a signal asks for it half-way through.

@@ -89,7 +89,8 @@ fn traces(id: &str, cgroup: &Path) -> Result<Vec<String>> {
         // Most entries are no processes, and a process may end while we look. In a cgroup that is deleted there can be only
         // zombies, which wait for who adopted them.
         let text = fs::read_to_string(&path).unwrap_or_default();
-        let within = |line: &str| line.contains(&format!("sidescope-bed-{id}")) && !line.ends_with(" (deleted)");
+        let within =
+            |line: &str| line.contains(&format!("sidescope-bed-{id}")) && !line.ends_with(" (deleted)");
         if text.lines().any(within) {
             found.push(path.display().to_string());
         }

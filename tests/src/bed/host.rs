@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,7 +60,7 @@ impl Host {
     }
 
     /// The cgroup that its processes are in.
-    pub fn cgroup(&self) -> &std::path::Path {
+    pub fn cgroup(&self) -> &Path {
         &self.data.cgroup
     }
 
@@ -117,9 +117,19 @@ fn listens(sockets: &str, port: u16) -> bool {
     })
 }
 
+/// Settings that links take over when they are made. Addresses are ours to give, so nobody looks for duplicates: while a bridge
+/// does that with its link-local address it asks for no neighbour, and the first seconds lose packets.
+const FROM_THE_FIRST_PACKET: [(&str, &str); 4] = [
+    ("ipv6/conf/default/accept_dad", "0"),
+    ("ipv6/conf/default/dad_transmits", "0"),
+    ("ipv6/conf/default/accept_ra", "0"),
+    ("ipv6/conf/default/accept_redirects", "0"),
+];
+
 /// Makes the node: bridge, gateway, forwarding, and a route for ClusterIPs, without which none would get as far as the rules.
 pub(crate) fn make_node(node: &HostData) -> Result<()> {
     add_netns(node)?;
+    sysctl(node, &FROM_THE_FIRST_PACKET)?;
     let mut batch = String::from(
         // A fixed hardware address: a bridge otherwise takes a new one from its ports, and the pods' caches are wrong then.
         "link set lo up\n\
@@ -153,6 +163,16 @@ pub(crate) fn make_node(node: &HostData) -> Result<()> {
             ("ipv6/icmp/ratelimit", "0"),
         ],
     )?;
+    // Where this module is loaded it runs the rules on the bridge already and hands packets on past the node's routing, and
+    // what a pod sends to itself through a service is lost. The setting is the namespace's own.
+    for name in [
+        "bridge/bridge-nf-call-iptables",
+        "bridge/bridge-nf-call-ip6tables",
+    ] {
+        if Path::new("/proc/sys/net").join(name).exists() {
+            sysctl(node, &[(name, "0")])?;
+        }
+    }
     program(node, &[])
 }
 
@@ -160,7 +180,7 @@ pub(crate) fn make_node(node: &HostData) -> Result<()> {
 pub(crate) fn join(node: &HostData, host: &HostData, number: usize) -> Result<()> {
     add_netns(host)?;
     let (v4, v6, netns) = (host.v4, host.v6, &host.netns);
-    // Before the link is up, so that the first packet finds it so.
+    sysctl(host, &FROM_THE_FIRST_PACKET)?;
     sysctl(
         host,
         &[
