@@ -45,6 +45,7 @@ pub fn attribute(index: &MeshIndex<'_>, flows: &[Flow]) -> Graph {
         version: GRAPH_VERSION,
         workloads: Vec::new(),
         unresolved: Vec::new(),
+        losses: BTreeMap::new(),
     };
     for (workload, collected) in collected {
         graph.unresolved.extend(collected.unresolved_of(&workload));

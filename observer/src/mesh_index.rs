@@ -35,6 +35,17 @@ pub struct Target<'m> {
     pub protocol: PortProtocol,
 }
 
+/// Which pod has an address of its own.
+#[derive(Clone, Copy, Debug)]
+pub enum PodAt<'m> {
+    /// None in the mesh.
+    None,
+    /// This one.
+    Pod(&'m Pod),
+    /// Several live pods claim it; which one it is cannot be told.
+    Ambiguous,
+}
+
 /// Whose an address and port are.
 #[derive(Clone, Debug)]
 pub enum Destination<'m> {
@@ -116,16 +127,16 @@ impl<'m> MeshIndex<'m> {
         self.mesh
     }
 
-    /// The pod that has `address` in a network namespace of its own. None for a pod in the node's namespace, which has no
-    /// sidecar, and none where two live pods claim the address: which one it is cannot be told.
-    pub fn pod_at(&self, address: IpAddr) -> Option<(&'m PodRef, &'m Pod)> {
+    /// The pod that has `address` in a network namespace of its own. A pod in the node's namespace has no sidecar and is none.
+    pub fn pod_at(&self, address: IpAddr) -> PodAt<'m> {
         let address = address.to_canonical();
         if self.mesh.node_addresses.contains(&address) {
-            return None;
+            return PodAt::None;
         }
-        match self.pods.get(&address)?.as_slice() {
-            [only] => Some(*only),
-            _ => None,
+        match self.pods.get(&address).map(Vec::as_slice) {
+            None | Some([]) => PodAt::None,
+            Some([(_, pod)]) => PodAt::Pod(pod),
+            Some(_) => PodAt::Ambiguous,
         }
     }
 

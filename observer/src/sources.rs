@@ -7,7 +7,7 @@ use sidescope_common::EdgeKey;
 
 use crate::attribute::Flow;
 use crate::collect::{Observed, address};
-use crate::mesh_index::{MeshIndex, PodLookup};
+use crate::mesh_index::{MeshIndex, PodAt};
 use crate::model::names::WorkloadRef;
 
 /// Edges without a workload, by cause.
@@ -51,7 +51,7 @@ impl Sources {
     }
 
     /// Edges of workloads as flows, in a stable order, and how many edges have no workload.
-    pub fn flows(&self, index: &MeshIndex, edges: &HashMap<EdgeKey, Observed>) -> (Vec<Flow>, Unattributed) {
+    pub fn flows(&self, index: &MeshIndex<'_>, edges: &HashMap<EdgeKey, Observed>) -> (Vec<Flow>, Unattributed) {
         let mut unattributed = Unattributed::default();
         let mut flows: BTreeMap<(WorkloadRef, IpAddr, u16), Flow> = BTreeMap::new();
         for (key, observed) in edges {
@@ -88,7 +88,7 @@ impl Sources {
         (flows.into_values().collect(), unattributed)
     }
 
-    fn workload<'a>(&self, index: &'a MeshIndex, netns: u64) -> Owner<'a> {
+    fn workload<'a>(&self, index: &MeshIndex<'a>, netns: u64) -> Owner<'a> {
         let Some(addresses) = self
             .addresses
             .get(&netns)
@@ -99,11 +99,11 @@ impl Sources {
         let mut owners = BTreeSet::new();
         for address in addresses {
             match index.pod_at(*address) {
-                PodLookup::Pod { workload, .. } => {
-                    owners.insert(workload);
+                PodAt::Pod(pod) => {
+                    owners.insert(&pod.workload);
                 }
-                PodLookup::Ambiguous => return Owner::Ambiguous,
-                PodLookup::None => {}
+                PodAt::Ambiguous => return Owner::Ambiguous,
+                PodAt::None => {}
             }
         }
         match owners.len() {

@@ -1,1 +1,17 @@
 //! The test bed: real processes in network namespaces, used by the end-to-end tests, the demo and the benches.
+//!
+//! A [`Bed`] is a network of its own: a node namespace with a bridge, one namespace per pod, ClusterIPs. The machine's
+//! own network is never touched, and nothing of a bed outlives the process that made it.
+//! [`bookinfo`] fills a bed with Istio's sample application, [`demo`] runs `sidescope observe` on that.
+
+pub mod bed;
+pub mod bookinfo;
+pub mod cmd;
+pub mod demo;
+pub mod inventory;
+pub mod tcp;
+pub mod wait;
+
+pub use bed::{Bed, Host, Proc, Service, ServicePort};
+pub use cmd::Cmd;
+pub use wait::wait_for;

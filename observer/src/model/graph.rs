@@ -21,6 +21,9 @@ pub struct Graph {
     pub workloads: Vec<WorkloadNode>,
     /// What was seen and could not be attributed, by workload and destination.
     pub unresolved: Vec<Unresolved>,
+    /// What was seen and could not be made use of, by cause. Where the edge is known, it is marked as well.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub losses: BTreeMap<String, u64>,
 }
 
 /// One workload and what it calls.

@@ -1,0 +1,148 @@
+//! `testbed`: the demo, and the programs that the pods of a bed run.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use sidescope_tests::bookinfo::{self, Load, Name, app::Role};
+use sidescope_tests::demo::{self, Calls};
+use sidescope_tests::{Bed, Cmd, bed, tcp};
+
+#[derive(Parser)]
+#[command(about = "Sidescope's test bed: real processes in network namespaces")]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make Istio's Bookinfo out of real processes and let `sidescope observe` watch it
+    Demo {
+        /// The program `sidescope`
+        #[arg(long)]
+        sidescope: PathBuf,
+        /// Where the results go
+        #[arg(long, default_value = "target/demo")]
+        out: PathBuf,
+        /// How many calls of productpage, or a multiple of 50 such as `10x`
+        #[arg(long, default_value = "1x")]
+        load: Calls,
+        /// Spread the calls over this many seconds instead of making them as fast as answers come
+        #[arg(long = "for", value_name = "SECONDS", value_parser = seconds)]
+        spread: Option<Duration>,
+        /// Afterwards keep Bookinfo and some load running until Ctrl-C
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Show the beds of this machine
+    List,
+    /// End a bed that was kept
+    End {
+        /// Its id, as `testbed list` shows it
+        id: String,
+    },
+    /// One of Bookinfo's applications (run by the bed, in a pod)
+    #[command(hide = true)]
+    App {
+        role: Role,
+        #[arg(long)]
+        resolve: Vec<Name>,
+    },
+    /// The load generator (run by the bed, outside the mesh)
+    #[command(hide = true)]
+    Load {
+        url: String,
+        #[arg(long)]
+        resolve: Vec<Name>,
+        #[arg(long)]
+        count: Option<u32>,
+        #[arg(long)]
+        rate: Option<f64>,
+    },
+    /// Ask for one page and print it
+    #[command(hide = true)]
+    Get {
+        url: String,
+        #[arg(long)]
+        resolve: Vec<Name>,
+    },
+    /// Send each connection a text and close it
+    #[command(hide = true)]
+    Greet { port: u16, text: String },
+    /// Connect, and print what is read
+    #[command(hide = true)]
+    Connect { address: SocketAddr },
+    /// A bed with one pod until a signal comes (for the test of what is left when its owner is killed)
+    #[command(hide = true)]
+    Hold,
+}
+
+fn main() -> ExitCode {
+    match run(Args::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("testbed: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Demo {
+            sidescope,
+            out,
+            load,
+            spread,
+            keep,
+        } => {
+            let testbed = std::env::current_exe().context("cannot find this program")?;
+            demo::run(&demo::Options {
+                sidescope,
+                testbed,
+                out,
+                calls: load,
+                spread,
+                keep,
+            })
+        }
+        Command::List => {
+            for (id, owner) in bed::list()? {
+                match owner.filter(|owner| owner.is_alive()) {
+                    Some(owner) => println!("{id}  of process {}", owner.pid),
+                    None => println!("{id}  left over, the next bed sweeps it"),
+                }
+            }
+            Ok(())
+        }
+        Command::End { id } => bed::end(&id),
+        Command::App { role, resolve } => bookinfo::app::run(role, resolve),
+        Command::Load {
+            url,
+            resolve,
+            count,
+            rate,
+        } => bookinfo::load::run(&url, resolve, Load { count, rate }),
+        Command::Get { url, resolve } => bookinfo::load::get(&url, resolve),
+        Command::Greet { port, text } => tcp::greet(port, &text),
+        Command::Connect { address } => tcp::connect(address),
+        Command::Hold => {
+            let bed = Bed::new()?;
+            let sleeper = bed.add_pod("a")?.spawn(&Cmd::new("sleep").arg("1000"))?;
+            println!("{} {}", bed.id(), sleeper.pid());
+            bed.stay()
+        }
+    }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let number = text.strip_suffix('s').unwrap_or(text).parse::<f64>().ok();
+    let time = number
+        .and_then(|number| Duration::try_from_secs_f64(number).ok())
+        .filter(|time| !time.is_zero());
+    time.ok_or_else(|| "expected a number of seconds".to_owned())
+}

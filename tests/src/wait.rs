@@ -1,0 +1,40 @@
+//! Waiting for conditions. Nothing in the bed sleeps for a fixed time and hopes.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+/// How often a condition is looked at.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// Looks at `probe` until it yields a value. An error of `probe` ends the wait at once: it is for what can no longer come true.
+pub fn wait_for<T>(what: &str, timeout: Duration, mut probe: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        if let Some(value) = probe().with_context(|| format!("while waiting for {what}"))? {
+            return Ok(value);
+        }
+        if start.elapsed() >= timeout {
+            bail!("{what}: did not come true within {:.1} s", timeout.as_secs_f64());
+        }
+        thread::sleep(PAUSE);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_condition_that_never_holds_is_named_in_the_error() {
+        let error = wait_for::<()>("the moon", Duration::from_millis(1), || Ok(None)).unwrap_err();
+        assert_eq!(error.to_string(), "the moon: did not come true within 0.0 s");
+    }
+
+    #[test]
+    fn an_error_of_the_probe_ends_the_wait() {
+        let error = wait_for::<()>("the moon", Duration::from_secs(3600), || bail!("it fell")).unwrap_err();
+        assert_eq!(format!("{error:#}"), "while waiting for the moon: it fell");
+    }
+}
