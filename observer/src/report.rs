@@ -133,6 +133,8 @@ fn dependencies(members: &[&WorkloadNode], style: Style) -> Vec<Branch> {
 }
 
 fn port_lines(port: u16, uses: &[&PortUse], style: Style) -> Vec<Branch> {
+    // In TLS the name is in the handshake, and there is no port in it.
+    let tls = uses.iter().all(|port_use| port_use.protocol == PortProtocol::Tls);
     let protocols: BTreeSet<_> = uses.iter().map(|port_use| word(port_use.protocol)).collect();
     let protocols: Vec<_> = protocols.into_iter().collect();
     let seen: BTreeSet<_> = uses.iter().flat_map(|port_use| &port_use.seen).collect();
@@ -140,6 +142,7 @@ fn port_lines(port: u16, uses: &[&PortUse], style: Style) -> Vec<Branch> {
         .into_iter()
         .map(|evidence| match evidence {
             Evidence::Address(address) => format!("address {address}"),
+            Evidence::Host(host) if tls => format!("SNI \"{host}\""),
             Evidence::Host(host) => format!("Host \"{host}:{port}\""),
         })
         .collect();
@@ -234,10 +237,11 @@ fn unresolved(out: &mut String, graph: &Graph, style: Style) {
         push_line(
             out,
             &format!(
-                "{} -> {}  {reason}{named} ({} connects)",
+                "{} -> {}  {reason}{named} ({} connection{})",
                 painted(style.workload, &entry.workload.to_string()),
                 painted(style.warning, &socket.to_string()),
                 entry.connects,
+                if entry.connects == 1 { "" } else { "s" },
             ),
         );
     }

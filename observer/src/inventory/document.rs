@@ -54,9 +54,17 @@ pub(super) fn parse(text: &str) -> Result<Vec<Value>, SyntaxError> {
         }
     }
     let documents: Vec<Slim> = serde_saphyr::from_str_multiple_with_options(text, options(text.len()))
-        .map_err(|err| SyntaxError {
-            line: err.location().map(|location| location.line()),
-            message: err.to_string(),
+        .map_err(|err| {
+            let location = err.location();
+            // The line is said once, in front, where editors find it.
+            let place = location.map_or(String::new(), |l| {
+                format!(" at line {}, column {}", l.line(), l.column())
+            });
+            let message = err.to_string();
+            SyntaxError {
+                line: location.map(|location| location.line()),
+                message: message.strip_suffix(&place).unwrap_or(&message).to_owned(),
+            }
         })?;
     Ok(documents
         .into_iter()

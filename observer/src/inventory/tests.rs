@@ -65,7 +65,7 @@ fn errors_name_file_object_and_field() {
     for (text, expected) in [
         (
             "apiVersion: v1\nkind: [\n",
-            &["a.yaml: line 3", "not valid YAML"][..],
+            &["a.yaml: line 2: not valid YAML or JSON: unclosed bracket '['; correct it"][..],
         ),
         ("{\"a\": 1,\n}}", &["a.yaml: line 2", "not valid YAML or JSON"]),
         ("- a\n", &["a.yaml: document 1: it is no Kubernetes object"]),

@@ -1,1 +1,382 @@
+use proptest::prelude::*;
 
+use super::*;
+use crate::attribute::{Flow, attribute};
+use crate::fixture::{bookinfo, bookinfo_flows, deployment, flow, host, mesh, ns, service, workload};
+use crate::mesh_index::MeshIndex;
+use crate::model::graph::{Dependency, Evidence, PortUse};
+use crate::model::mesh::{Pod, PodRef, PortProtocol, Workload};
+
+fn planned(mesh: &Mesh, flows: &[Flow]) -> Plan {
+    plan(&attribute(&MeshIndex::new(mesh), flows), mesh)
+}
+
+/// `namespace/name key=value,... -> host host`, without what all have in common.
+fn lines(plan: &Plan) -> Vec<String> {
+    let line = |sidecar: &Sidecar| {
+        let labels = &sidecar.spec.workload_selector.labels;
+        let labels: Vec<_> = labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
+        let hosts: Vec<_> = sidecar.spec.egress[0]
+            .hosts
+            .iter()
+            .map(|h| String::from(h.clone()))
+            .collect();
+        let hosts = hosts.join(" ").replace(".default.svc.cluster.local", "");
+        format!("{} {} -> {hosts}", sidecar.metadata.name, labels.join(","))
+    };
+    plan.sidecars.iter().map(line).collect()
+}
+
+#[test]
+fn bookinfo_gets_the_sidecars_that_a_person_would_write() {
+    let plan = planned(&bookinfo(), &bookinfo_flows());
+    assert_eq!(
+        lines(&plan),
+        [
+            "productpage app=productpage -> */details */reviews",
+            "ratings app=ratings -> */mongodb",
+            "reviews app=reviews -> */ratings",
+        ]
+    );
+    let verdicts: Vec<_> = plan
+        .verdicts
+        .iter()
+        .map(|v| {
+            (
+                v.name.as_str(),
+                v.workloads.len(),
+                v.scope.before,
+                v.scope.after,
+                v.decision.clone(),
+            )
+        })
+        .collect();
+    let made = |name: &str| Decision::Sidecar(name.to_owned());
+    assert_eq!(
+        verdicts,
+        [
+            ("details", 1, 5, 5, Decision::NothingObserved),
+            ("mongodb", 1, 5, 5, Decision::NothingObserved),
+            ("productpage", 1, 5, 2, made("productpage")),
+            ("ratings", 1, 5, 1, made("ratings")),
+            ("reviews", 3, 5, 1, made("reviews")),
+        ]
+    );
+    let sidecar = &plan.sidecars[0];
+    assert_eq!(sidecar.metadata.namespace, ns("default"));
+    assert_eq!(
+        sidecar.metadata.labels,
+        Labels::from([("app.kubernetes.io/managed-by".to_owned(), "sidescope".to_owned())])
+    );
+    assert!(
+        sidecar
+            .metadata
+            .labels
+            .iter()
+            .all(|(k, v)| !k.contains("istio.io") && !v.contains("istio.io"))
+    );
+    let ten_times: Vec<_> = std::iter::repeat_n(bookinfo_flows(), 10).flatten().collect();
+    assert_eq!(planned(&bookinfo(), &ten_times), plan);
+}
+
+#[test]
+fn evidence_counts_as_the_proxy_routes() {
+    use PortProtocol::{Http, Tcp, Tls, Udp, Unknown};
+    let with_address = service("svc", "10.96.0.1", "{port: 80}") + &deployment("caller", "v1", "10.0.0.1");
+    let without = with_address.replace("clusterIP: 10.96.0.1", "clusterIP: None");
+    let (with_address, without) = (mesh(&with_address), mesh(&without));
+    let address = Evidence::Address("10.96.0.1".parse().unwrap());
+    let named = Evidence::Host(host("svc"));
+    for (protocol, seen, address_only, counts, counts_without) in [
+        (Http, vec![&named], false, true, true),
+        (Http, vec![&address], false, false, false),
+        (Http, vec![&address], true, true, true),
+        (Http, vec![&address, &named], false, true, true),
+        (Tcp, vec![&named], false, false, true),
+        (Tcp, vec![&address], false, true, true),
+        (Tls, vec![&named], false, false, true),
+        (Tls, vec![&address], false, true, true),
+        (Unknown, vec![&named], false, true, true),
+        (Unknown, vec![&address], false, true, true),
+        (Udp, vec![&address, &named], true, false, false),
+    ] {
+        let port_use = PortUse {
+            protocol,
+            seen: seen.into_iter().cloned().collect(),
+            address_only,
+            connects: 1,
+            host_unknown: false,
+            unknown_hosts: BTreeSet::new(),
+        };
+        let graph = Graph {
+            workloads: vec![WorkloadNode {
+                workload: workload("default/Deployment/caller-v1"),
+                dependencies: vec![Dependency {
+                    host: host("svc.default.svc.cluster.local"),
+                    namespace: ns("default"),
+                    ports: BTreeMap::from([(80, port_use.clone())]),
+                }],
+                direct: Vec::new(),
+            }],
+            ..Graph::default()
+        };
+        for (mesh, counts) in [(&with_address, counts), (&without, counts_without)] {
+            assert_eq!(
+                plan(&graph, mesh).sidecars.len(),
+                usize::from(counts),
+                "{port_use:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_host_on_an_http_port_replaces_the_service_of_the_address() {
+    let objects = [
+        service("web", "10.96.0.1", "{port: 80, name: http}"),
+        service("api", "10.96.0.2", "{port: 80, name: http}"),
+        deployment("caller", "v1", "10.0.0.1"),
+    ];
+    let mesh = mesh(&objects.concat());
+    let call = |hosts: &[&str]| flow("default/Deployment/caller-v1", "10.96.0.1", 80, hosts);
+    for (flows, expected) in [
+        (vec![call(&["api"])], "caller app=caller -> */api"),
+        (
+            vec![call(&["api"]), call(&[])],
+            "caller app=caller -> */api */web",
+        ),
+        (vec![call(&["gone"])], "caller app=caller -> */web"),
+    ] {
+        assert_eq!(lines(&planned(&mesh, &flows)), [expected]);
+    }
+}
+
+#[test]
+fn aliases_bring_their_targets_and_wildcards_stay_wildcards() {
+    let alias = |name: &str, target: &str| {
+        format!(
+            "\n---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{type: ExternalName, externalName: {target}, ports: [{{port: 80, name: http}}]}}\n"
+        )
+    };
+    let objects = [
+        alias("a", "b.default.svc.cluster.local"),
+        alias("b", "real.default.svc.cluster.local"),
+        alias("x", "z.default.svc.cluster.local"),
+        alias("z", "x.default.svc.cluster.local"),
+        service("real", "10.96.0.1", "{port: 80, name: http}"),
+        deployment("caller", "v1", "10.0.0.1"),
+        "\n---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: w}\nspec: {hosts: ['*.wild.test'], ports: [{number: 80, name: http, protocol: HTTP}]}\n".to_owned(),
+    ];
+    let mesh = mesh(&objects.concat());
+    for (named, expected) in [
+        ("a", "*/a */b */real"),
+        ("x", "*/x */z"),
+        ("q.wild.test", "*/*.wild.test"),
+    ] {
+        let flows = [flow("default/Deployment/caller-v1", "198.51.100.1", 80, &[named])];
+        assert_eq!(
+            lines(&planned(&mesh, &flows)),
+            [format!("caller app=caller -> {expected}")]
+        );
+    }
+}
+
+/// A workload with its template labels, `matchLabels` and the labels of one pod.
+fn add(
+    mesh: &mut Mesh,
+    name: &str,
+    template: &[(&str, &str)],
+    matching: &[(&str, &str)],
+    pod: &[(&str, &str)],
+) {
+    let labels = |pairs: &[(&str, &str)]| -> Labels {
+        let owned = pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+        owned.collect()
+    };
+    let key = workload(name);
+    let pod = Pod {
+        workload: key.clone(),
+        labels: labels(pod),
+        addresses: BTreeSet::new(),
+        host_network: false,
+    };
+    let pod_name = PodRef {
+        namespace: key.namespace.clone(),
+        name: format!("{}-{}", key.kind, key.name),
+    };
+    mesh.pods.insert(pod_name, pod);
+    mesh.workloads.insert(
+        key,
+        Workload {
+            template_labels: labels(template),
+            match_labels: labels(matching),
+        },
+    );
+}
+
+/// Every workload of the mesh calls one service.
+fn all_call(mesh: &mut Mesh) -> Plan {
+    let more = crate::fixture::mesh(&service("svc", "10.96.0.1", "{port: 80, name: http}"));
+    mesh.services = more.services;
+    let flows: Vec<_> = mesh
+        .workloads
+        .keys()
+        .map(|key| flow(&key.to_string(), "10.96.0.1", 80, &["svc.default"]))
+        .collect();
+    planned(mesh, &flows)
+}
+
+#[test]
+fn selectors_are_as_short_as_they_can_be_and_no_shorter() {
+    const CANONICAL: &str = "service.istio.io/canonical-name";
+    type Labelled<'a> = (
+        &'a str,
+        &'a [(&'a str, &'a str)],
+        &'a [(&'a str, &'a str)],
+        &'a [(&'a str, &'a str)],
+    );
+    let a: &[_] = &[("app", "a")];
+    let a_v1: &[_] = &[("app", "a"), ("v", "1")];
+    let a_v2: &[_] = &[("app", "a"), ("v", "2")];
+    let canonical: &[_] = &[(CANONICAL, "a"), ("app", "a")];
+    let other: &[_] = &[(CANONICAL, "b"), ("app", "a")];
+    let name: &[_] = &[("app.kubernetes.io/name", "n"), ("app", "a")];
+    let cases: [(&[Labelled<'_>], &[&str]); 9] = [
+        // Versions of one service share a Sidecar.
+        (
+            &[("x/D/a1", a_v1, a_v1, a_v1), ("x/D/a2", a_v2, a_v2, a_v2)],
+            &["a app=a"],
+        ),
+        // The same label in another namespace is another workload.
+        (&[("x/D/a", a, a, a), ("y/D/a", a, a, a)], &["a app=a", "a app=a"]),
+        // Istio's order of labels.
+        (
+            &[("x/D/q", canonical, a, a)],
+            &["a service.istio.io/canonical-name=a"],
+        ),
+        (&[("x/D/q", name, a, a)], &["n app.kubernetes.io/name=n"]),
+        // No canonical label: the owner's name and all of its labels.
+        (&[("x/D/q", &[("k", "v")], &[("k", "v")], a)], &["q k=v"]),
+        (&[("x/D/q", &[("k", "v")], &[], a)], &["q k=v"]),
+        // `app=a` would hit b's pods, which is another canonical workload.
+        (
+            &[("x/D/a", a_v1, a_v1, a_v1), ("x/D/b", other, other, other)],
+            &["a app=a,v=1", "b service.istio.io/canonical-name=b"],
+        ),
+        // A pod that was labelled by hand counts as much as a template.
+        (
+            &[
+                ("x/D/a", a_v1, a_v1, a_v1),
+                ("x/D/c", &[("k", "v")], &[("k", "v")], a),
+            ],
+            &["a app=a,v=1", "c k=v"],
+        ),
+        // Not all of the group has the label: each owner by its own labels.
+        (
+            &[
+                ("x/D/a", &[("k", "v")], &[("k", "v")], &[("k", "v")]),
+                ("x/S/q", a_v1, a_v1, a_v1),
+            ],
+            &["a k=v", "q app=a,v=1"],
+        ),
+    ];
+    for (workloads, expected) in cases {
+        let mut mesh = Mesh::default();
+        for (name, template, matching, pod) in workloads {
+            add(&mut mesh, name, template, matching, pod);
+        }
+        let lines: Vec<_> = lines(&all_call(&mut mesh))
+            .iter()
+            .map(|line| line.split(" -> ").next().unwrap().to_owned())
+            .collect();
+        assert_eq!(lines, expected, "{workloads:?}");
+    }
+}
+
+#[test]
+fn workloads_that_cannot_be_told_apart_get_no_sidecar_and_are_named() {
+    let mut mesh = Mesh::default();
+    let v: &[_] = &[("k", "v")];
+    let both: &[_] = &[("k", "v"), ("l", "w")];
+    add(&mut mesh, "x/Deployment/wide", v, v, v);
+    add(&mut mesh, "x/Deployment/narrow", both, both, both);
+    add(&mut mesh, "x/Pod/bare", &[], &[], &[]);
+    let plan = all_call(&mut mesh);
+    assert_eq!(plan.sidecars.len(), 1, "narrow can be told apart");
+    let reasons: BTreeMap<_, _> = plan
+        .verdicts
+        .iter()
+        .map(|v| (v.name.as_str(), v.reason()))
+        .collect();
+    assert_eq!(
+        reasons["wide"],
+        "no Sidecar: its labels k=v select pods of x/Deployment/narrow as well; give them labels that tell them apart"
+    );
+    assert!(reasons["bare"].contains("no label"), "{}", reasons["bare"]);
+    let wide = plan.verdicts.iter().find(|v| v.name == "wide").unwrap();
+    assert_eq!(wide.to_string(), format!("x/wide: {}", reasons["wide"]));
+    assert_eq!((wide.scope.before, wide.scope.after), (1, 1));
+}
+
+#[test]
+fn a_new_version_inherits_what_the_others_were_seen_to_call() {
+    let mut mesh = bookinfo();
+    let late: &[_] = &[("app", "reviews"), ("version", "v4")];
+    add(&mut mesh, "default/Deployment/reviews-v4", late, late, late);
+    let plan = planned(&mesh, &bookinfo_flows());
+    assert!(lines(&plan).contains(&"reviews app=reviews -> */ratings".to_owned()));
+    let reviews = plan.verdicts.iter().find(|v| v.name == "reviews").unwrap();
+    assert_eq!(reviews.workloads.len(), 4);
+}
+
+fn any_labels() -> impl Strategy<Value = Vec<(&'static str, &'static str)>> {
+    let keys = vec![
+        "service.istio.io/canonical-name",
+        "app.kubernetes.io/name",
+        "app",
+        "version",
+        "x",
+    ];
+    prop::sample::subsequence(keys, 0..=4).prop_flat_map(|keys| {
+        let values = prop::collection::vec(prop::sample::select(vec!["a", "b", "c"]), keys.len());
+        values.prop_map(move |values| keys.iter().copied().zip(values).collect())
+    })
+}
+
+proptest! {
+    #[test]
+    fn no_pod_matches_two_selectors_and_none_another_s(
+        workloads in prop::collection::vec((any_labels(), 0..4_usize, any_labels(), prop::sample::select(vec!["D", "S"])), 1..9),
+    ) {
+        let mut mesh = Mesh::default();
+        for (n, (template, matching, extra, kind)) in workloads.iter().enumerate() {
+            // Kubernetes wants matchLabels to be part of the template, and pods to have all of the template's labels.
+            let matching = &template[..(*matching).min(template.len())];
+            let mut pod: BTreeMap<_, _> = extra.iter().copied().collect();
+            pod.extend(template.iter().copied());
+            let pod: Vec<_> = pod.into_iter().collect();
+            add(&mut mesh, &format!("ns/{kind}/{}", ["a", "b", "c", "d", "e", "f", "g", "h"][n]), template, matching, &pod);
+        }
+        let plan = all_call(&mut mesh);
+        let mut names = BTreeSet::new();
+        for sidecar in &plan.sidecars {
+            prop_assert!(names.insert(&sidecar.metadata.name));
+            prop_assert!(!sidecar.spec.workload_selector.labels.is_empty());
+        }
+        for pod in mesh.pods.values() {
+            let hit: Vec<_> = plan
+                .sidecars
+                .iter()
+                .filter(|s| s.spec.workload_selector.labels.iter().all(|(k, v)| pod.labels.get(k) == Some(v)))
+                .map(|s| s.metadata.name.clone())
+                .collect();
+            prop_assert!(hit.len() <= 1, "{pod:?} {hit:?}");
+            for name in hit {
+                let verdict = plan.verdicts.iter().find(|v| v.decision == Decision::Sidecar(name.clone())).unwrap();
+                prop_assert!(verdict.workloads.contains(&pod.workload), "{pod:?} is selected by {verdict:?}");
+            }
+        }
+        let decided: usize = plan.verdicts.iter().map(|v| v.workloads.len()).sum();
+        prop_assert_eq!(decided, mesh.workloads.len(), "each workload has one verdict");
+    }
+}

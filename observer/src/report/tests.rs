@@ -1,1 +1,78 @@
+use super::*;
+use crate::attribute::attribute;
+use crate::fixture::{bookinfo, bookinfo_flows, flow};
+use crate::mesh_index::MeshIndex;
+use crate::plan::plan;
 
+fn report(style: Style) -> String {
+    let mesh = bookinfo();
+    let mut flows = bookinfo_flows();
+    flows.push(flow(
+        "default/Deployment/reviews-v1",
+        "198.51.100.1",
+        443,
+        &["gone.test"],
+    ));
+    flows.push(flow("default/Deployment/reviews-v1", "10.0.0.2", 9080, &[]));
+    let mut unread = flow("default/Deployment/ratings-v1", "10.96.0.2", 9080, &["gone.test"]);
+    unread.host_unknown = true;
+    flows.push(unread);
+    let graph = attribute(&MeshIndex::new(&mesh), &flows);
+    tree(&graph, &plan(&graph, &mesh), style)
+}
+
+#[test]
+fn the_report_says_who_calls_whom_how_it_was_learnt_and_what_it_saves() {
+    assert_eq!(
+        report(Style::plain()),
+        r#"Dependencies
+default/details  (Deployment details-v1)
+└─ calls nothing that was seen
+default/mongodb  (Deployment mongodb-v1)
+└─ calls nothing that was seen
+default/productpage  (Deployment productpage-v1)
+├─ details.default.svc.cluster.local
+│  └─ 9080 HTTP  learnt from address 10.96.0.2, Host "details:9080"
+└─ reviews.default.svc.cluster.local
+   └─ 9080 HTTP  learnt from address 10.96.0.3, Host "reviews:9080"
+default/ratings  (Deployment ratings-v1)
+├─ details.default.svc.cluster.local
+│  ├─ 9080 HTTP  learnt from address 10.96.0.2
+│  ├─ 9080: Host "gone.test" is no service of the mesh
+│  └─ 9080: a host could not be read; there may be more services behind this port
+└─ mongodb.default.svc.cluster.local
+   └─ 27017 TCP  learnt from address 10.96.0.5
+default/reviews  (Deployment reviews-v1, Deployment reviews-v2, Deployment reviews-v3)
+├─ ratings.default.svc.cluster.local
+│  └─ 9080 HTTP  learnt from address 10.96.0.4, Host "ratings:9080", Host "ratings.default.svc.cluster.local:9080"
+└─ default/Deployment/details-v1 at its pod's address 10.0.0.2:9080: passes by the Sidecar
+
+Services in scope
+default/productpage  5 -> 2
+default/ratings      5 -> 2
+default/reviews      5 -> 1
+
+Without a Sidecar
+default/details  no Sidecar: nothing observed that it calls (what happens to such a workload is policy)
+default/mongodb  no Sidecar: nothing observed that it calls (what happens to such a workload is policy)
+
+Not attributed
+default/Deployment/reviews-v1 -> 198.51.100.1:443  no object of the inventory has this address; it named "gone.test", which nothing in the mesh has (1 connection)
+"#
+    );
+}
+
+#[test]
+fn colours_are_the_only_thing_that_they_add() {
+    let coloured = report(Style::coloured());
+    assert!(coloured.contains("\u{1b}[32mdetails.default.svc.cluster.local\u{1b}[0m"));
+    let mut stripped = String::new();
+    let mut rest = coloured.as_str();
+    while let Some((before, after)) = rest.split_once("\u{1b}[") {
+        stripped += before;
+        rest = after.split_once('m').unwrap().1;
+    }
+    stripped += rest;
+    assert_eq!(stripped, report(Style::plain()));
+    assert!(!report(Style::plain()).contains(|c: char| c.is_control() && c != '\n'));
+}
