@@ -30,7 +30,7 @@ pub const OUTSIDE: &str = "loadgen";
 /// How long an application may take until it listens.
 const START: Duration = Duration::from_secs(10);
 
-/// One deployment of one pod: application and version. The role of its process is the deployment's name, or what comes first in it.
+/// One deployment of one pod: application, version, and the role of its process.
 struct Part {
     app: &'static str,
     version: &'static str,

@@ -79,7 +79,7 @@ pub fn run(options: &Options) -> Result<()> {
     fs::write(&inventory, bookinfo::inventory(&bed)?)
         .with_context(|| format!("cannot write {}", inventory.display()))?;
     progress(&format!(
-        "bed {}: 7 pods and 5 services answer; inventory in {}",
+        "bed {}: Bookinfo listens; inventory in {}",
         bed.id(),
         inventory.display()
     ));
@@ -100,7 +100,7 @@ pub fn run(options: &Options) -> Result<()> {
 
     let shown = show(&out, &options.out)?;
     progress(&format!(
-        "done in {:.1} s: {} and {shown} Sidecars in {}",
+        "done in {:.1} s: the graph in {}, {shown} Sidecar(s) below {}",
         start.elapsed().as_secs_f64(),
         options.out.join("graph.json").display(),
         options.out.join("sidecars").display()
