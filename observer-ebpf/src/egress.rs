@@ -14,7 +14,9 @@ use sidescope_common::{
 };
 
 use crate::connect::flag_edge;
-use crate::maps::{EDGES, EVENTS, HOSTS, SCRATCH, SCRATCH_SLOTS, SEARCHES, Scratch, Search, atomic_add, count, phase};
+use crate::maps::{
+    EDGES, EVENTS, HOSTS, SCRATCH, SCRATCH_SLOTS, SEARCHES, Scratch, Search, atomic_add, count, phase,
+};
 use crate::packet::{Segment, segment};
 use crate::scan::find_host;
 
@@ -31,7 +33,8 @@ pub fn try_egress(ctx: &SkBuffContext) {
         return;
     }
     // SAFETY: a full socket; the value is the type of the map.
-    let search = unsafe { bpf_sk_storage_get(searches(), sk.cast(), core::ptr::null_mut(), 0) }.cast::<Search>();
+    let search =
+        unsafe { bpf_sk_storage_get(searches(), sk.cast(), core::ptr::null_mut(), 0) }.cast::<Search>();
     if search.is_null() {
         return;
     }
@@ -46,12 +49,16 @@ pub fn try_egress(ctx: &SkBuffContext) {
     }
     if search.phase == phase::HEAD {
         if segment.seq == search.next_seq {
-            with_scratch(search, |search, scratch| go_on_head(ctx, search, scratch, &segment));
+            with_scratch(search, |search, scratch| {
+                go_on_head(ctx, search, scratch, &segment)
+            });
         }
         return;
     }
     match starts_request(ctx, &segment) {
-        Some(plain) => with_scratch(search, |search, scratch| start_head(ctx, search, scratch, &segment, plain)),
+        Some(plain) => with_scratch(search, |search, scratch| {
+            start_head(ctx, search, scratch, &segment, plain)
+        }),
         // Not HTTP/1: this socket costs nothing from here on.
         // SAFETY: a full socket.
         None if search.phase == phase::NEW => unsafe {
@@ -76,7 +83,9 @@ fn searches() -> *mut core::ffi::c_void {
 fn with_scratch(search: &mut Search, f: impl Fn(&mut Search, &mut Scratch)) {
     let mut slot = 0;
     while slot < SCRATCH_SLOTS {
-        let Some(scratch) = SCRATCH.get_ptr_mut(slot) else { return };
+        let Some(scratch) = SCRATCH.get_ptr_mut(slot) else {
+            return;
+        };
         // SAFETY: a per-CPU map value, valid for the run of the program.
         unsafe { atomic_add(&raw mut (*scratch).claims, 1) };
         // SAFETY: as above.
@@ -108,15 +117,15 @@ fn starts_request(ctx: &SkBuffContext, segment: &Segment) -> Option<bool> {
     }
     let word = u64::from_be_bytes(ctx.load::<[u8; 8]>(at).ok()?);
     let method = match word >> 32 {
-        0x4745_5420 => 4,                                                     // "GET "
-        0x5055_5420 => 4,                                                     // "PUT "
-        0x504f_5354 if (word >> 24) as u8 == b' ' => 5,                       // "POST "
-        0x4845_4144 if (word >> 24) as u8 == b' ' => 5,                       // "HEAD "
-        0x5041_5443 if (word >> 16) as u16 == 0x4820 => 6,                    // "PATCH "
-        0x5452_4143 if (word >> 16) as u16 == 0x4520 => 6,                    // "TRACE "
-        0x4445_4c45 if (word >> 8) as u32 & 0xff_ffff == 0x54_4520 => 7,      // "DELETE "
-        0x4f50_5449 if word as u32 == 0x4f4e_5320 => 8,                       // "OPTIONS "
-        0x434f_4e4e if word as u32 == 0x4543_5420 => 8,                       // "CONNECT "
+        0x4745_5420 => 4,                                                // "GET "
+        0x5055_5420 => 4,                                                // "PUT "
+        0x504f_5354 if (word >> 24) as u8 == b' ' => 5,                  // "POST "
+        0x4845_4144 if (word >> 24) as u8 == b' ' => 5,                  // "HEAD "
+        0x5041_5443 if (word >> 16) as u16 == 0x4820 => 6,               // "PATCH "
+        0x5452_4143 if (word >> 16) as u16 == 0x4520 => 6,               // "TRACE "
+        0x4445_4c45 if (word >> 8) as u32 & 0xff_ffff == 0x54_4520 => 7, // "DELETE "
+        0x4f50_5449 if word as u32 == 0x4f4e_5320 => 8,                  // "OPTIONS "
+        0x434f_4e4e if word as u32 == 0x4543_5420 => 8,                  // "CONNECT "
         _ => return None,
     };
     let target: u8 = ctx.load(at + method).ok()?;
@@ -124,7 +133,13 @@ fn starts_request(ctx: &SkBuffContext, segment: &Segment) -> Option<bool> {
 }
 
 #[inline(always)]
-fn start_head(ctx: &SkBuffContext, search: &mut Search, scratch: &mut Scratch, segment: &Segment, plain: bool) {
+fn start_head(
+    ctx: &SkBuffContext,
+    search: &mut Search,
+    scratch: &mut Scratch,
+    segment: &Segment,
+    plain: bool,
+) {
     let Some(len) = load(ctx, scratch, segment, HEAD_BYTES) else {
         count(Counter::PacketUnreadable);
         flag_edge(&search.key, edge_flags::HOST_UNKNOWN);
@@ -142,7 +157,10 @@ fn start_head(ctx: &SkBuffContext, search: &mut Search, scratch: &mut Scratch, s
         }
         return;
     };
-    let host = HostKey { edge: search.edge, host: found.hash };
+    let host = HostKey {
+        edge: search.edge,
+        host: found.hash,
+    };
     // SAFETY: no preconditions.
     let now = unsafe { bpf_ktime_get_ns() };
     if HOSTS.insert(&host, &now, u64::from(BPF_EXIST)).is_ok() || !within_budget(search) {
@@ -194,7 +212,12 @@ fn load(ctx: &SkBuffContext, scratch: &mut Scratch, segment: &Segment, room: usi
     }
     // SAFETY: the buffer has room for HEAD_BYTES.
     let failed = unsafe {
-        bpf_skb_load_bytes(ctx.skb.skb.cast(), segment.offset, scratch.data.as_mut_ptr().cast(), len as u32)
+        bpf_skb_load_bytes(
+            ctx.skb.skb.cast(),
+            segment.offset,
+            scratch.data.as_mut_ptr().cast(),
+            len as u32,
+        )
     };
     (failed == 0).then_some(len)
 }
@@ -202,7 +225,9 @@ fn load(ctx: &SkBuffContext, scratch: &mut Scratch, segment: &Segment, room: usi
 /// Whether the edge may hand on one more head in this window; if not, its hosts are not complete.
 #[inline(always)]
 fn within_budget(search: &Search) -> bool {
-    let Some(state) = EDGES.get_ptr_mut(&search.key) else { return false };
+    let Some(state) = EDGES.get_ptr_mut(&search.key) else {
+        return false;
+    };
     // SAFETY: a map value is valid for the run of the program. CPUs that race may let a few heads more pass.
     let state = unsafe { &mut *state };
     // SAFETY: no preconditions.

@@ -51,7 +51,11 @@ impl Sources {
     }
 
     /// Edges of workloads as flows, in a stable order, and how many edges have no workload.
-    pub fn flows(&self, index: &MeshIndex<'_>, edges: &HashMap<EdgeKey, Observed>) -> (Vec<Flow>, Unattributed) {
+    pub fn flows(
+        &self,
+        index: &MeshIndex<'_>,
+        edges: &HashMap<EdgeKey, Observed>,
+    ) -> (Vec<Flow>, Unattributed) {
         let mut unattributed = Unattributed::default();
         let mut flows: BTreeMap<(WorkloadRef, IpAddr, u16), Flow> = BTreeMap::new();
         for (key, observed) in edges {

@@ -191,13 +191,17 @@ fn a_source_is_a_pod_with_a_namespace_of_its_own_and_only_one() {
     let mesh = mesh(&objects.concat());
     let index = MeshIndex::new(&mesh);
     for (address, expected) in [
-        ("10.0.0.1", Some("x")),
-        ("::ffff:10.0.0.1", Some("x")),
-        ("10.0.0.2", None),
-        ("192.168.0.2", None),
-        ("10.0.0.3", None),
+        ("10.0.0.1", "x"),
+        ("::ffff:10.0.0.1", "x"),
+        ("10.0.0.2", "ambiguous"),
+        ("192.168.0.2", "none"),
+        ("10.0.0.3", "none"),
     ] {
-        let found = index.pod_at(address.parse().unwrap());
-        assert_eq!(found.map(|(pod, _)| pod.name.as_str()), expected, "{address}");
+        let found = match index.pod_at(address.parse().unwrap()) {
+            PodAt::Pod(pod) => pod.workload.name.as_str(),
+            PodAt::Ambiguous => "ambiguous",
+            PodAt::None => "none",
+        };
+        assert_eq!(found, expected, "{address}");
     }
 }
