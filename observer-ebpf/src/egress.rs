@@ -191,7 +191,7 @@ fn go_on_head(ctx: &SkBuffContext, search: &mut Search, scratch: &mut Scratch, s
 fn go_on_after(search: &mut Search, scratch: &Scratch, segment: &Segment, len: usize) {
     search.copied += len as u32;
     search.next_seq = segment.seq.wrapping_add(segment.len);
-    let ended = len >= 4 && len <= HEAD_BYTES && {
+    let ended = (4..=HEAD_BYTES).contains(&len) && {
         let last = (len - 4) & (HEAD_BYTES - 1);
         last + 3 < HEAD_BYTES
             && scratch.data[last] == b'\r'

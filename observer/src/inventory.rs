@@ -5,8 +5,8 @@
 //! of one name. An error says where: file, object and field.
 
 mod document;
-mod kube;
 mod labels;
+mod objects;
 mod protocol;
 mod services;
 mod workloads;
@@ -127,17 +127,17 @@ struct Listed {
 
 #[derive(Debug, PartialEq)]
 enum Object {
-    Namespace(kube::Object<kube::Nothing>),
-    Pod(kube::Object<kube::PodSpec, kube::PodStatus>),
-    Service(kube::Object<kube::ServiceSpec, kube::ServiceStatus>),
-    EndpointSlice(kube::EndpointSlice),
-    Controller(kube::Object<kube::ControllerSpec>),
-    CronJob(kube::Object<kube::CronJobSpec>),
-    ServiceEntry(kube::Object<kube::ServiceEntrySpec, kube::ServiceEntryStatus>),
+    Namespace(objects::Object<objects::Nothing>),
+    Pod(objects::Object<objects::PodSpec, objects::PodStatus>),
+    Service(objects::Object<objects::ServiceSpec, objects::ServiceStatus>),
+    EndpointSlice(objects::EndpointSlice),
+    Controller(objects::Object<objects::ControllerSpec>),
+    CronJob(objects::Object<objects::CronJobSpec>),
+    ServiceEntry(objects::Object<objects::ServiceEntrySpec, objects::ServiceEntryStatus>),
 }
 
 impl Object {
-    fn meta(&self) -> &kube::Meta {
+    fn meta(&self) -> &objects::Meta {
         match self {
             Self::Namespace(object) => &object.metadata,
             Self::Pod(object) => &object.metadata,
@@ -323,7 +323,7 @@ fn not_an_object(file: &str, err: NotAnObject) -> InventoryError {
 }
 
 /// An object without a namespace is in the one that kubectl takes by default.
-fn namespace_of(meta: &kube::Meta) -> Namespace {
+fn namespace_of(meta: &objects::Meta) -> Namespace {
     meta.namespace
         .clone()
         .unwrap_or_else(|| Namespace::new("default").expect("a DNS label"))

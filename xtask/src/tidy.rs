@@ -117,7 +117,10 @@ fn check(file: &str, text: &str) -> Vec<Violation> {
 
 /// Whether a whole file is test code: the crate of the tests, or a module `tests` with a file of its own.
 fn is_test_file(file: &str) -> bool {
-    file.starts_with("tests/") || file.contains("/tests/") || file.ends_with("/tests.rs")
+    file.starts_with("tests/")
+        || file.contains("/tests/")
+        || file.ends_with("/tests.rs")
+        || file.ends_with("/fixture.rs")
 }
 
 #[cfg(test)]

@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use super::kube::{Address, ClusterIp, EndpointSlice, ServiceEntrySpec, ServiceEntryStatus};
-use super::kube::{ServiceSpec, ServiceStatus};
-use super::{Object, kube, namespace_of, protocol};
+use super::objects::{Address, ClusterIp, EndpointSlice, ServiceEntrySpec, ServiceEntryStatus};
+use super::objects::{ServiceSpec, ServiceStatus};
+use super::{Object, namespace_of, objects, protocol};
 use crate::model::mesh::{AddressRange, Service, ServiceKind, ServicePort};
 use crate::model::names::{CLUSTER_DOMAIN, Host, Namespace};
 
@@ -65,7 +65,7 @@ struct Endpoints {
 }
 
 impl Collector {
-    pub(super) fn add_service(&mut self, object: kube::Object<ServiceSpec, ServiceStatus>) {
+    pub(super) fn add_service(&mut self, object: objects::Object<ServiceSpec, ServiceStatus>) {
         let namespace = namespace_of(&object.metadata);
         let name = object.metadata.name.as_str().to_owned();
         let spec = object.spec;
@@ -142,7 +142,7 @@ impl Collector {
         }
     }
 
-    pub(super) fn add_entry(&mut self, object: kube::Object<ServiceEntrySpec, ServiceEntryStatus>) {
+    pub(super) fn add_entry(&mut self, object: objects::Object<ServiceEntrySpec, ServiceEntryStatus>) {
         let namespace = namespace_of(&object.metadata);
         let spec = object.spec;
         let ports: Vec<ServicePort> = spec

@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use super::kube::{ControllerSpec, CronJobSpec, Meta, Object, PodSpec, PodStatus};
 use super::labels::{without_added_labels, without_controller_labels};
 use super::namespace_of;
+use super::objects::{ControllerSpec, CronJobSpec, Meta, Object, PodSpec, PodStatus};
 use crate::model::mesh::{Labels, Mesh, Pod, PodRef, Workload};
 use crate::model::names::{Namespace, WorkloadRef};
 

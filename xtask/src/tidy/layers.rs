@@ -18,17 +18,21 @@ const MODULES: &[(&str, Layer)] = &[
     //
     ("attribute", Layer::Pure),
     ("collect", Layer::Pure),
-    ("hosts", Layer::Pure),
+    ("heads", Layer::Pure),
     ("http1", Layer::Pure),
     ("inventory", Layer::Pure),
     ("mesh_index", Layer::Pure),
     ("plan", Layer::Pure),
     ("render", Layer::Pure),
     ("report", Layer::Pure),
+    ("sources", Layer::Pure),
     //
-    ("files", Layer::Io),
+    ("cgroup", Layer::Io),
+    ("input", Layer::Io),
     ("namespaces", Layer::Io),
+    ("output", Layer::Io),
     ("probes", Layer::Io),
+    ("progress", Layer::Io),
     //
     ("cli", Layer::Wiring),
     ("observe", Layer::Wiring),
