@@ -56,10 +56,7 @@ fn compile() -> Result<(), Box<dyn Error>> {
     };
     // Quiet, cargo writes diagnostics only. A build script's own output is not shown, so they go out as its warnings.
     let mut cargo = compilation.cargo("build");
-    let output = cargo
-        .arg("--quiet")
-        .output()
-        .map_err(|error| format!("{cargo:?}: {error}"))?;
+    let output = cargo.arg("--quiet").output().map_err(|error| format!("{cargo:?}: {error}"))?;
     let diagnostics = String::from_utf8_lossy(&output.stderr);
     if !output.status.success() {
         return Err(format!("the kernel programs do not compile ({compiler:?})\n{diagnostics}").into());

@@ -240,10 +240,7 @@ impl Counter {
 }
 
 #[cfg(feature = "user")]
-#[expect(
-    unsafe_code,
-    reason = "aya's marker for types that are plain old data is an unsafe trait"
-)]
+#[expect(unsafe_code, reason = "aya's marker for types that are plain old data is an unsafe trait")]
 mod pod {
     use super::{EdgeKey, EdgeState, HostKey, SourceAddr, SourceKey};
 

@@ -54,13 +54,7 @@ fn try_connect(ctx: &SockAddrContext, words: [u32; 4]) {
         return;
     }
     count(Counter::Connects);
-    let key = EdgeKey {
-        netns,
-        addr: addr(words),
-        uid,
-        port: u16::from_be(port as u16),
-        reserved: 0,
-    };
+    let key = EdgeKey { netns, addr: addr(words), uid, port: u16::from_be(port as u16), reserved: 0 };
     if let Some(edge) = touch_edge(&key) {
         start_search(ctx, &key, edge);
     }
@@ -78,14 +72,7 @@ fn touch_edge(key: &EdgeKey) -> Option<u64> {
     let cpu = unsafe { bpf_get_smp_processor_id() };
     // Two edges that are made at once on two CPUs must not share an id.
     let first = (now & !0xff) | u64::from(cpu & 0xff);
-    let state = EdgeState {
-        first_ns: first,
-        last_ns: now,
-        connects: 1,
-        window: 0,
-        heads: 0,
-        flags: 0,
-    };
+    let state = EdgeState { first_ns: first, last_ns: now, connects: 1, window: 0, heads: 0, flags: 0 };
     if EDGES.insert(key, &state, u64::from(BPF_NOEXIST)).is_err() {
         // Another CPU was faster, or the set is full.
         let Some(state) = EDGES.get_ptr_mut(key) else {
@@ -111,12 +98,7 @@ fn repeat(state: *mut EdgeState, now: u64) -> u64 {
 
 #[inline(always)]
 fn announce(key: &EdgeKey, now: u64) {
-    let event = EdgeEvent {
-        kind: event_kind::EDGE,
-        reserved: 0,
-        time_ns: now,
-        key: *key,
-    };
+    let event = EdgeEvent { kind: event_kind::EDGE, reserved: 0, time_ns: now, key: *key };
     if EVENTS.output::<EdgeEvent>(&event, 0).is_err() {
         count(Counter::EdgeRingFull);
         flag_edge(key, edge_flags::UNREPORTED);
@@ -134,14 +116,7 @@ pub fn flag_edge(key: &EdgeKey, flag: u16) {
 
 #[inline(always)]
 fn start_search(ctx: &SockAddrContext, key: &EdgeKey, edge: u64) {
-    let mut search = Search {
-        key: *key,
-        edge,
-        next_seq: 0,
-        copied: 0,
-        request: 0,
-        phase: phase::NEW,
-    };
+    let mut search = Search { key: *key, edge, next_seq: 0, copied: 0, request: 0, phase: phase::NEW };
     // SAFETY: `sk` of the context is a full socket in connect4 and connect6.
     let stored = unsafe { SEARCHES.get_or_insert_ptr_mut(ctx, Some(&mut search)) };
     if stored.is_null() {

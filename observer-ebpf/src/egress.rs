@@ -49,16 +49,14 @@ pub fn try_egress(ctx: &SkBuffContext) {
     }
     if search.phase == phase::HEAD {
         if segment.seq == search.next_seq {
-            with_scratch(search, |search, scratch| {
-                go_on_head(ctx, search, scratch, &segment)
-            });
+            with_scratch(search, |search, scratch| go_on_head(ctx, search, scratch, &segment));
         }
         return;
     }
     match starts_request(ctx, &segment) {
-        Some(plain) => with_scratch(search, |search, scratch| {
-            start_head(ctx, search, scratch, &segment, plain)
-        }),
+        Some(plain) => {
+            with_scratch(search, |search, scratch| start_head(ctx, search, scratch, &segment, plain))
+        }
         // Not HTTP/1: this socket costs nothing from here on.
         // SAFETY: a full socket.
         None if search.phase == phase::NEW => unsafe {
@@ -157,10 +155,7 @@ fn start_head(
         }
         return;
     };
-    let host = HostKey {
-        edge: search.edge,
-        host: found.hash,
-    };
+    let host = HostKey { edge: search.edge, host: found.hash };
     // SAFETY: no preconditions.
     let now = unsafe { bpf_ktime_get_ns() };
     if HOSTS.insert(&host, &now, u64::from(BPF_EXIST)).is_ok() || !within_budget(search) {
@@ -212,12 +207,7 @@ fn load(ctx: &SkBuffContext, scratch: &mut Scratch, segment: &Segment, room: usi
     }
     // SAFETY: the buffer has room for HEAD_BYTES.
     let failed = unsafe {
-        bpf_skb_load_bytes(
-            ctx.skb.skb.cast(),
-            segment.offset,
-            scratch.data.as_mut_ptr().cast(),
-            len as u32,
-        )
+        bpf_skb_load_bytes(ctx.skb.skb.cast(), segment.offset, scratch.data.as_mut_ptr().cast(), len as u32)
     };
     (failed == 0).then_some(len)
 }

@@ -44,9 +44,5 @@ pub fn segment(ctx: &SkBuffContext) -> Option<Segment> {
     let data_offset: u8 = ctx.load(tcp as usize + 12).ok()?;
     let offset = tcp + u32::from(data_offset >> 4) * 4;
     let len = ctx.len().checked_sub(offset)?;
-    Some(Segment {
-        seq: u32::from_be(seq),
-        offset,
-        len,
-    })
+    Some(Segment { seq: u32::from_be(seq), offset, len })
 }

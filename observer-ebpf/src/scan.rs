@@ -67,13 +67,7 @@ fn hash_value(scratch: &mut Scratch, start: usize, len: usize) -> Option<Found> 
     }
     // SAFETY: fields of a valid reference; through memory: see `Scratch::found`.
     let (end, hash) = unsafe {
-        (
-            core::ptr::read_volatile(&raw const scratch.end),
-            core::ptr::read_volatile(&raw const scratch.hash),
-        )
+        (core::ptr::read_volatile(&raw const scratch.end), core::ptr::read_volatile(&raw const scratch.hash))
     };
-    (end != 0).then_some(Found {
-        hash,
-        end: end as usize,
-    })
+    (end != 0).then_some(Found { hash, end: end as usize })
 }

@@ -24,12 +24,7 @@ pub fn try_sock_ops(ctx: &SockOpsContext) {
     // sock_ops has no netns cookie on 5.10: connect left it in the socket's storage.
     // SAFETY: `sk` is not null; the value is the type of the map.
     let search = unsafe {
-        bpf_sk_storage_get(
-            (&raw const SEARCHES).cast_mut().cast(),
-            sk.cast(),
-            core::ptr::null_mut(),
-            0,
-        )
+        bpf_sk_storage_get((&raw const SEARCHES).cast_mut().cast(), sk.cast(), core::ptr::null_mut(), 0)
     }
     .cast::<Search>();
     if search.is_null() {
@@ -51,11 +46,7 @@ pub fn try_sock_ops(ctx: &SockOpsContext) {
     };
     // SAFETY: not null, and valid for the run of the program.
     let netns = unsafe { (*search).key.netns };
-    let key = SourceKey {
-        netns,
-        family,
-        reserved: 0,
-    };
+    let key = SourceKey { netns, family, reserved: 0 };
     // SAFETY: the value is written once, at the insert.
     if unsafe { SOURCES.get(&key) }.is_some() {
         return;

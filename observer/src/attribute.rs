@@ -100,11 +100,7 @@ impl Collected {
                 Some(UnresolvedReason::AmbiguousAddress)
             }
             Destination::Pod(_, pod) => {
-                self.direct.insert(DirectCall {
-                    workload: pod.workload.clone(),
-                    address,
-                    port: flow.port,
-                });
+                self.direct.insert(DirectCall { workload: pod.workload.clone(), address, port: flow.port });
                 note_hosts(&mut said, &named, None);
                 None
             }
@@ -157,11 +153,7 @@ impl Collected {
         WorkloadNode {
             workload,
             dependencies: dependencies
-                .map(|((host, namespace), ports)| Dependency {
-                    host,
-                    namespace,
-                    ports,
-                })
+                .map(|((host, namespace), ports)| Dependency { host, namespace, ports })
                 .collect(),
             direct: self.direct.into_iter().collect(),
         }

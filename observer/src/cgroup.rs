@@ -58,21 +58,12 @@ pub fn open(path: Option<&Path>) -> Result<Cgroup, CgroupError> {
         Some(path) => path.to_owned(),
         None => {
             let root = cgroup2_root()?;
-            POD_CGROUPS
-                .iter()
-                .map(|name| root.join(name))
-                .find(|path| path.is_dir())
-                .unwrap_or(root)
+            POD_CGROUPS.iter().map(|name| root.join(name)).find(|path| path.is_dir()).unwrap_or(root)
         }
     };
-    let open = |source| CgroupError::Open {
-        path: path.clone(),
-        source,
-    };
+    let open = |source| CgroupError::Open { path: path.clone(), source };
     let dir = File::open(&path).map_err(open)?;
-    let kind = fstatfs(&dir)
-        .map_err(|errno| open(errno.into()))?
-        .filesystem_type();
+    let kind = fstatfs(&dir).map_err(|errno| open(errno.into()))?.filesystem_type();
     if kind != CGROUP2_SUPER_MAGIC {
         return Err(CgroupError::NotCgroup2 { path });
     }
@@ -80,9 +71,7 @@ pub fn open(path: Option<&Path>) -> Result<Cgroup, CgroupError> {
 }
 
 fn cgroup2_root() -> Result<PathBuf, CgroupError> {
-    let mounts = Process::myself()
-        .and_then(|me| me.mountinfo())
-        .map_err(CgroupError::Mounts)?;
+    let mounts = Process::myself().and_then(|me| me.mountinfo()).map_err(CgroupError::Mounts)?;
     mounts
         .into_iter()
         .find(|mount| mount.fs_type == "cgroup2")

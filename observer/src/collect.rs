@@ -143,53 +143,24 @@ mod tests {
     use super::*;
 
     fn key(port: u16) -> EdgeKey {
-        EdgeKey {
-            netns: 1,
-            addr: [0; 16],
-            uid: 0,
-            port,
-            reserved: 0,
-        }
+        EdgeKey { netns: 1, addr: [0; 16], uid: 0, port, reserved: 0 }
     }
 
     fn head(port: u16, socket: u64) -> HeadEvent {
-        HeadEvent {
-            kind: event_kind::HEAD,
-            len: 0,
-            socket,
-            offset: 0,
-            request: 1,
-            host: 0,
-            key: key(port),
-        }
+        HeadEvent { kind: event_kind::HEAD, len: 0, socket, offset: 0, request: 1, host: 0, key: key(port) }
     }
 
     fn state(connects: u64, flags: u16) -> EdgeState {
-        EdgeState {
-            first_ns: 1,
-            last_ns: 2,
-            connects,
-            window: 0,
-            heads: 0,
-            flags,
-        }
+        EdgeState { first_ns: 1, last_ns: 2, connects, window: 0, heads: 0, flags }
     }
 
     #[test]
     fn an_edge_whose_event_was_lost_comes_in_by_the_sweep() {
         let mut collector = Collector::default();
-        collector.edge(&EdgeEvent {
-            kind: event_kind::EDGE,
-            reserved: 0,
-            time_ns: 0,
-            key: key(1),
-        });
+        collector.edge(&EdgeEvent { kind: event_kind::EDGE, reserved: 0, time_ns: 0, key: key(1) });
         collector.sweep([(key(1), state(5, 0)), (key(2), state(3, edge_flags::UNREPORTED))]);
-        let connects: BTreeMap<u16, u64> = collector
-            .edges()
-            .iter()
-            .map(|(key, observed)| (key.port, observed.connects))
-            .collect();
+        let connects: BTreeMap<u16, u64> =
+            collector.edges().iter().map(|(key, observed)| (key.port, observed.connects)).collect();
         assert_eq!(connects, BTreeMap::from([(1, 5), (2, 3)]));
     }
 
@@ -221,10 +192,7 @@ mod tests {
     fn hosts_of_an_edge_are_bounded() {
         let mut collector = Collector::default();
         for i in 0..MAX_HOSTS_PER_EDGE + 10 {
-            collector.head(
-                &head(1, 1),
-                format!("GET / HTTP/1.1\r\nHost: h{i}\r\n\r\n").as_bytes(),
-            );
+            collector.head(&head(1, 1), format!("GET / HTTP/1.1\r\nHost: h{i}\r\n\r\n").as_bytes());
         }
         assert_eq!(collector.hosts(), MAX_HOSTS_PER_EDGE);
         assert!(collector.edges()[&key(1)].host_unknown);
@@ -235,9 +203,6 @@ mod tests {
     fn v4_mapped_destinations_are_ipv4() {
         let mapped = "::ffff:10.0.0.1".parse::<Ipv6Addr>().unwrap().octets();
         assert_eq!(address(mapped), IpAddr::from([10, 0, 0, 1]));
-        assert_eq!(
-            address([0x20; 16]).to_string(),
-            "2020:2020:2020:2020:2020:2020:2020:2020"
-        );
+        assert_eq!(address([0x20; 16]).to_string(), "2020:2020:2020:2020:2020:2020:2020:2020");
     }
 }

@@ -96,25 +96,10 @@ pub(crate) fn bookinfo() -> Mesh {
 /// What Bookinfo's load makes.
 pub(crate) fn bookinfo_flows() -> Vec<Flow> {
     vec![
-        flow(
-            "default/Deployment/productpage-v1",
-            "10.96.0.2",
-            9080,
-            &["details"],
-        ),
-        flow(
-            "default/Deployment/productpage-v1",
-            "10.96.0.3",
-            9080,
-            &["reviews"],
-        ),
+        flow("default/Deployment/productpage-v1", "10.96.0.2", 9080, &["details"]),
+        flow("default/Deployment/productpage-v1", "10.96.0.3", 9080, &["reviews"]),
         flow("default/Deployment/reviews-v2", "10.96.0.4", 9080, &["ratings"]),
-        flow(
-            "default/Deployment/reviews-v3",
-            "10.96.0.4",
-            9080,
-            &["ratings.default.svc.cluster.local"],
-        ),
+        flow("default/Deployment/reviews-v3", "10.96.0.4", 9080, &["ratings.default.svc.cluster.local"]),
         flow("default/Deployment/ratings-v1", "10.96.0.5", 27017, &[]),
     ]
 }

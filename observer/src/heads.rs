@@ -98,30 +98,18 @@ impl Heads {
             let Some((socket, request)) = self.order.pop_front() else {
                 break;
             };
-            if self
-                .partial
-                .get(&socket)
-                .is_some_and(|partial| partial.request == request)
-            {
+            if self.partial.get(&socket).is_some_and(|partial| partial.request == request) {
                 evicted(self.partial.remove(&socket).expect("looked up just now").key);
             }
         }
         if self.order.len() >= 2 * MAX_PARTIAL {
             let partial = &self.partial;
-            self.order
-                .retain(|(socket, request)| partial.get(socket).is_some_and(|p| p.request == *request));
+            self.order.retain(|(socket, request)| partial.get(socket).is_some_and(|p| p.request == *request));
         }
         let mut bytes = Zeroizing::new(Vec::with_capacity(HEAD_BYTES));
         bytes.extend_from_slice(piece);
         self.order.push_back((event.socket, event.request));
-        self.partial.insert(
-            event.socket,
-            Partial {
-                request: event.request,
-                key: event.key,
-                bytes,
-            },
-        );
+        self.partial.insert(event.socket, Partial { request: event.request, key: event.key, bytes });
     }
 }
 
@@ -142,22 +130,8 @@ mod tests {
     use super::*;
 
     fn event(socket: u64, request: u32, offset: usize) -> HeadEvent {
-        let key = EdgeKey {
-            netns: socket,
-            addr: [0; 16],
-            uid: 0,
-            port: 80,
-            reserved: 0,
-        };
-        HeadEvent {
-            kind: event_kind::HEAD,
-            len: 0,
-            socket,
-            offset: offset as u32,
-            request,
-            host: 0,
-            key,
-        }
+        let key = EdgeKey { netns: socket, addr: [0; 16], uid: 0, port: 80, reserved: 0 };
+        HeadEvent { kind: event_kind::HEAD, len: 0, socket, offset: offset as u32, request, host: 0, key }
     }
 
     fn no_eviction(key: EdgeKey) {
@@ -171,10 +145,7 @@ mod tests {
             let mut heads = Heads::default();
             let first = heads.feed(&event(1, 1, 0), &head[..cut], no_eviction);
             let second = heads.feed(&event(1, 1, cut), &head[cut..], no_eviction);
-            let hosts = [first, second]
-                .into_iter()
-                .filter(|o| matches!(o, Outcome::Host(_)))
-                .count();
+            let hosts = [first, second].into_iter().filter(|o| matches!(o, Outcome::Host(_))).count();
             assert_eq!(hosts, 1, "cut at {cut}");
             assert!(heads.partial.is_empty(), "cut at {cut}: bytes are kept");
         }
@@ -183,18 +154,12 @@ mod tests {
     #[test]
     fn pieces_that_do_not_fit_are_not_put_together() {
         let mut heads = Heads::default();
-        assert_eq!(
-            heads.feed(&event(1, 1, 0), b"GET / HT", no_eviction),
-            Outcome::Waiting
-        );
+        assert_eq!(heads.feed(&event(1, 1, 0), b"GET / HT", no_eviction), Outcome::Waiting);
         assert_eq!(
             heads.feed(&event(1, 1, 9), b"TP/1.1\r\nHost: a\r\n\r\n", no_eviction),
             Outcome::Unreadable(Unreadable::MissingPiece)
         );
-        assert_eq!(
-            heads.feed(&event(1, 1, 0), b"GET / HT", no_eviction),
-            Outcome::Waiting
-        );
+        assert_eq!(heads.feed(&event(1, 1, 0), b"GET / HT", no_eviction), Outcome::Waiting);
         assert_eq!(
             heads.feed(&event(1, 2, 8), b"TP/1.1\r\nHost: a\r\n\r\n", no_eviction),
             Outcome::Unreadable(Unreadable::MissingPiece)
@@ -224,10 +189,6 @@ mod tests {
         assert!(heads.partial.len() <= MAX_PARTIAL);
         assert!(heads.order.len() <= 2 * MAX_PARTIAL);
         assert!(gone.is_sorted(), "not by age: {gone:?}");
-        assert_eq!(
-            gone.len() + heads.give_up().len(),
-            MAX_PARTIAL * 10 * 2 / 3,
-            "some were forgotten"
-        );
+        assert_eq!(gone.len() + heads.give_up().len(), MAX_PARTIAL * 10 * 2 / 3, "some were forgotten");
     }
 }

@@ -44,11 +44,7 @@ pub fn request_host(bytes: &[u8]) -> Result<RequestHost, HeadError> {
         Parsed::Complete(host) => Ok(host),
         Parsed::Partial => {
             // What is there up to the last whole line, ended as a head is: the host may be in it already.
-            let end = bytes
-                .iter()
-                .rposition(|byte| *byte == b'\n')
-                .ok_or(HeadError::Incomplete)?
-                + 1;
+            let end = bytes.iter().rposition(|byte| *byte == b'\n').ok_or(HeadError::Incomplete)? + 1;
             let mut lines = zeroize::Zeroizing::new(bytes[..end].to_vec());
             lines.extend_from_slice(b"\r\n");
             match parse(&lines)? {
@@ -76,10 +72,7 @@ fn parse(bytes: &[u8]) -> Result<Parsed, HeadError> {
     if let Some(host) = target_host(request.method.unwrap_or_default(), target)? {
         return Ok(Parsed::Complete(host));
     }
-    let mut hosts = request
-        .headers
-        .iter()
-        .filter(|header| header.name.eq_ignore_ascii_case("host"));
+    let mut hosts = request.headers.iter().filter(|header| header.name.eq_ignore_ascii_case("host"));
     let Some(header) = hosts.next() else {
         return Ok(Parsed::Complete(RequestHost::None));
     };
@@ -110,10 +103,7 @@ fn target_host(method: &str, target: &str) -> Result<Option<RequestHost>, HeadEr
 
 fn authority_host(authority: &Authority) -> Result<RequestHost, HeadError> {
     let host = authority.host();
-    let literal = host
-        .strip_prefix('[')
-        .and_then(|rest| rest.strip_suffix(']'))
-        .unwrap_or(host);
+    let literal = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
     if let Ok(address) = literal.parse() {
         return Ok(RequestHost::Address(address));
     }
@@ -136,55 +126,29 @@ mod tests {
 
     #[test]
     fn the_host_of_a_request() {
-        let long = format!(
-            "{}.example",
-            ["a".repeat(60), "b".repeat(60), "c".repeat(60), "d".repeat(60)].join(".")
-        );
+        let long =
+            format!("{}.example", ["a".repeat(60), "b".repeat(60), "c".repeat(60), "d".repeat(60)].join("."));
         let long_request = format!("GET / HTTP/1.1\r\nHost: {long}:80\r\n\r\n");
         for (request, expect) in [
             ("GET / HTTP/1.1\r\nHost: reviews:9080\r\n\r\n", name("reviews")),
-            (
-                "GET /a HTTP/1.1\r\nhOsT:Reviews.Default\r\nA: b\r\n\r\nbody",
-                name("reviews.default"),
-            ),
-            (
-                "POST / HTTP/1.1\r\nA: Host: no\r\nCookie: x\r\nHost:\t reviews. \r\n\r\n",
-                name("reviews"),
-            ),
-            (
-                "GET http://user:pw@absolute:80/x HTTP/1.1\r\nHost: other\r\n\r\n",
-                name("absolute"),
-            ),
-            (
-                "CONNECT tunnel.example:443 HTTP/1.1\r\nHost: other\r\n\r\n",
-                name("tunnel.example"),
-            ),
+            ("GET /a HTTP/1.1\r\nhOsT:Reviews.Default\r\nA: b\r\n\r\nbody", name("reviews.default")),
+            ("POST / HTTP/1.1\r\nA: Host: no\r\nCookie: x\r\nHost:\t reviews. \r\n\r\n", name("reviews")),
+            ("GET http://user:pw@absolute:80/x HTTP/1.1\r\nHost: other\r\n\r\n", name("absolute")),
+            ("CONNECT tunnel.example:443 HTTP/1.1\r\nHost: other\r\n\r\n", name("tunnel.example")),
             ("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", name("a")),
             (&long_request, name(&long)),
-            (
-                "GET / HTTP/1.1\r\nHost: 10.0.0.1:80\r\n\r\n",
-                Ok(RequestHost::Address([10, 0, 0, 1].into())),
-            ),
+            ("GET / HTTP/1.1\r\nHost: 10.0.0.1:80\r\n\r\n", Ok(RequestHost::Address([10, 0, 0, 1].into()))),
             (
                 "GET / HTTP/1.1\r\nHost: [2001:db8::1]:80\r\n\r\n",
                 Ok(RequestHost::Address("2001:db8::1".parse().unwrap())),
             ),
             ("GET / HTTP/1.0\r\nA: b\r\n\r\n", Ok(RequestHost::None)),
             ("GET / HTTP/1.1\r\nHost:\r\n\r\n", Ok(RequestHost::None)),
-            (
-                "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
-                Err(HeadError::BadHost),
-            ),
+            ("GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", Err(HeadError::BadHost)),
             ("GET / HTTP/1.1\r\nHost: a b\r\n\r\n", Err(HeadError::BadHost)),
-            (
-                "GET / HTTP/1.1\r\nHost: *.wild.test\r\n\r\n",
-                Err(HeadError::BadHost),
-            ),
+            ("GET / HTTP/1.1\r\nHost: *.wild.test\r\n\r\n", Err(HeadError::BadHost)),
             ("\x16\x03\x01\x02\x00\x01", Err(HeadError::NotHttp)),
-            (
-                "GET / HTTP/1.1\r\nHost: a\x1b[31m\r\n\r\n",
-                Err(HeadError::NotHttp),
-            ),
+            ("GET / HTTP/1.1\r\nHost: a\x1b[31m\r\n\r\n", Err(HeadError::NotHttp)),
         ] {
             assert_eq!(request_host(request.as_bytes()), expect, "{request:?}");
         }

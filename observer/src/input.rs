@@ -42,20 +42,15 @@ pub enum InputError {
 pub fn read_inventory(path: &Path) -> Result<Inventory, InputError> {
     let mut builder = Builder::default();
     for file in files(path)? {
-        let text = fs::read_to_string(&file).map_err(|source| InputError::Read {
-            path: file.clone(),
-            source,
-        })?;
+        let text =
+            fs::read_to_string(&file).map_err(|source| InputError::Read { path: file.clone(), source })?;
         builder.add_text(&file.display().to_string(), &text)?;
     }
     Ok(builder.build()?)
 }
 
 fn files(path: &Path) -> Result<Vec<PathBuf>, InputError> {
-    let read = |source| InputError::Read {
-        path: path.to_owned(),
-        source,
-    };
+    let read = |source| InputError::Read { path: path.to_owned(), source };
     if !fs::metadata(path).map_err(read)?.is_dir() {
         return Ok(vec![path.to_owned()]);
     }
@@ -65,16 +60,11 @@ fn files(path: &Path) -> Result<Vec<PathBuf>, InputError> {
         .collect::<io::Result<Vec<_>>>()
         .map_err(read)?;
     files.retain(|file| {
-        file.is_file()
-            && file
-                .extension()
-                .is_some_and(|ext| EXTENSIONS.iter().any(|known| ext == *known))
+        file.is_file() && file.extension().is_some_and(|ext| EXTENSIONS.iter().any(|known| ext == *known))
     });
     files.sort();
     if files.is_empty() {
-        return Err(InputError::NoFiles {
-            path: path.to_owned(),
-        });
+        return Err(InputError::NoFiles { path: path.to_owned() });
     }
     Ok(files)
 }

@@ -169,11 +169,7 @@ impl Builder {
     }
 
     fn add(&mut self, file: &str, raw: RawObject) -> Result<(), InventoryError> {
-        let context = Context {
-            file,
-            kind: &raw.kind,
-            position: raw.position,
-        };
+        let context = Context { file, kind: &raw.kind, position: raw.position };
         let object = match (raw.group.as_str(), raw.kind.as_str()) {
             ("", "Namespace") => Object::Namespace(context.read(raw.body)?),
             ("", "Pod") => Object::Pod(context.read(raw.body)?),
@@ -207,10 +203,7 @@ impl Builder {
         })?;
         match self.objects.entry(id) {
             Entry::Vacant(free) => {
-                free.insert(Listed {
-                    file: file.to_owned(),
-                    object,
-                });
+                free.insert(Listed { file: file.to_owned(), object });
             }
             Entry::Occupied(taken) if taken.get().object != object => {
                 return Err(InventoryError::Conflict {
@@ -255,11 +248,7 @@ impl Builder {
         }
         mesh.services = services.finish();
         workloads.finish(&mut mesh);
-        Ok(Inventory {
-            mesh,
-            objects: count,
-            skipped: self.skipped,
-        })
+        Ok(Inventory { mesh, objects: count, skipped: self.skipped })
     }
 }
 
@@ -298,12 +287,10 @@ impl Context<'_> {
             namespace: Option<Namespace>,
         }
         match Named::deserialize(body) {
-            Ok(Named { metadata }) => ObjectId {
-                kind: self.kind.to_owned(),
-                namespace: metadata.namespace,
-                name: metadata.name,
+            Ok(Named { metadata }) => {
+                ObjectId { kind: self.kind.to_owned(), namespace: metadata.namespace, name: metadata.name }
+                    .to_string()
             }
-            .to_string(),
             Err(_) => format!("{} ({})", self.kind, self.position),
         }
     }
@@ -313,20 +300,14 @@ fn not_an_object(file: &str, err: NotAnObject) -> InventoryError {
     InventoryError::NotAnObject {
         file: file.to_owned(),
         document: err.position.to_string(),
-        field: if err.field.is_empty() {
-            "it".to_owned()
-        } else {
-            format!("field {}", err.field)
-        },
+        field: if err.field.is_empty() { "it".to_owned() } else { format!("field {}", err.field) },
         problem: err.problem,
     }
 }
 
 /// An object without a namespace is in the one that kubectl takes by default.
 fn namespace_of(meta: &objects::Meta) -> Namespace {
-    meta.namespace
-        .clone()
-        .unwrap_or_else(|| Namespace::new("default").expect("a DNS label"))
+    meta.namespace.clone().unwrap_or_else(|| Namespace::new("default").expect("a DNS label"))
 }
 
 /// Messages of parsers quote the text; none of its control characters may reach a terminal.

@@ -76,9 +76,7 @@ impl<'m> MeshIndex<'m> {
         for service in &mesh.services {
             index.add_service(service);
         }
-        index
-            .ranges
-            .sort_by_key(|(range, service)| (std::cmp::Reverse(range.prefix()), key(service)));
+        index.ranges.sort_by_key(|(range, service)| (std::cmp::Reverse(range.prefix()), key(service)));
         let lists = index.singles.values_mut().chain(index.endpoints.values_mut());
         for services in lists.chain(index.hosts.values_mut()) {
             services.sort_by_key(key);
@@ -101,22 +99,12 @@ impl<'m> MeshIndex<'m> {
         }
         if endpoints_stand_for(service) {
             for address in &service.endpoints {
-                self.endpoints
-                    .entry(address.to_canonical())
-                    .or_default()
-                    .push(service);
+                self.endpoints.entry(address.to_canonical()).or_default().push(service);
             }
         }
-        for port in service
-            .ports
-            .iter()
-            .filter(|port| port.protocol != PortProtocol::Udp)
-        {
+        for port in service.ports.iter().filter(|port| port.protocol != PortProtocol::Udp) {
             if let Some(node_port) = port.node_port {
-                self.node_ports
-                    .entry(node_port)
-                    .or_default()
-                    .push((service, port.port));
+                self.node_ports.entry(node_port).or_default().push((service, port.port));
             }
         }
         self.hosts.entry(service.host.as_str()).or_default().push(service);
@@ -149,10 +137,8 @@ impl<'m> MeshIndex<'m> {
             return found;
         }
         let endpoints = self.endpoints.get(&address).map_or(&[][..], Vec::as_slice);
-        let headless: Vec<_> = endpoints
-            .iter()
-            .filter_map(|service| by_endpoint_port(service, port))
-            .collect();
+        let headless: Vec<_> =
+            endpoints.iter().filter_map(|service| by_endpoint_port(service, port)).collect();
         if !headless.is_empty() {
             return Destination::Services(headless);
         }
@@ -166,11 +152,7 @@ impl<'m> MeshIndex<'m> {
         }
         if self.mesh.node_addresses.contains(&address)
             && let Some(services) = self.node_ports.get(&port)
-            && let Some(found) = one_of(
-                services
-                    .iter()
-                    .filter_map(|(service, port)| by_port(service, *port)),
-            )
+            && let Some(found) = one_of(services.iter().filter_map(|(service, port)| by_port(service, *port)))
         {
             return found;
         }
@@ -186,11 +168,7 @@ impl<'m> MeshIndex<'m> {
             .filter_map(|(range, service)| Some((range.prefix(), by_port(service, port)?)))
             .peekable();
         let longest = matching.peek()?.0;
-        one_of(
-            matching
-                .take_while(|(prefix, _)| *prefix == longest)
-                .map(|(_, target)| target),
-        )
+        one_of(matching.take_while(|(prefix, _)| *prefix == longest).map(|(_, target)| target))
     }
 
     /// The service that `host` names for a caller in `namespace`, with `port` if the service lists it.
@@ -250,9 +228,7 @@ fn endpoints_stand_for(service: &Service) -> bool {
 /// One service, or several that cannot be told apart. The same host twice is one service.
 fn one_of<'m>(targets: impl Iterator<Item = Target<'m>>) -> Option<Destination<'m>> {
     let mut hosts = BTreeSet::new();
-    let targets: Vec<_> = targets
-        .filter(|target| hosts.insert(&target.service.host))
-        .collect();
+    let targets: Vec<_> = targets.filter(|target| hosts.insert(&target.service.host)).collect();
     match targets.len() {
         0 => None,
         1 => Some(Destination::Services(targets)),
@@ -269,11 +245,7 @@ fn listed(service: &Service, port: u16) -> Option<PortProtocol> {
 }
 
 fn by_port<'m>(service: &'m Service, port: u16) -> Option<Target<'m>> {
-    listed(service, port).map(|protocol| Target {
-        service,
-        port,
-        protocol,
-    })
+    listed(service, port).map(|protocol| Target { service, port, protocol })
 }
 
 /// An endpoint listens on the target port, and callers of a headless service connect to that one.
@@ -282,17 +254,11 @@ fn by_endpoint_port<'m>(service: &'m Service, port: u16) -> Option<Target<'m>> {
         return Some(unlisted(service, port));
     }
     let of_endpoint = service.endpoint_ports.get(&port);
-    of_endpoint
-        .and_then(|port| by_port(service, *port))
-        .or_else(|| by_port(service, port))
+    of_endpoint.and_then(|port| by_port(service, *port)).or_else(|| by_port(service, port))
 }
 
 fn unlisted<'m>(service: &'m Service, port: u16) -> Target<'m> {
-    Target {
-        service,
-        port,
-        protocol: PortProtocol::Unknown,
-    }
+    Target { service, port, protocol: PortProtocol::Unknown }
 }
 
 #[cfg(test)]

@@ -32,12 +32,8 @@ pub struct Scan {
 /// # Errors
 /// When no thread can be started. What is wrong with a single namespace is in [`Scan::failed`].
 pub fn scan() -> io::Result<Scan> {
-    let scanner = thread::Builder::new()
-        .name("netns-scan".to_owned())
-        .spawn(scan_here)?;
-    scanner
-        .join()
-        .map_err(|_| io::Error::other("the scan of the network namespaces panicked"))
+    let scanner = thread::Builder::new().name("netns-scan".to_owned()).spawn(scan_here)?;
+    scanner.join().map_err(|_| io::Error::other("the scan of the network namespaces panicked"))
 }
 
 fn scan_here() -> Scan {
@@ -70,19 +66,9 @@ fn candidates() -> impl Iterator<Item = PathBuf> {
         .into_iter()
         .flatten()
         .flatten()
-        .filter(|entry| {
-            entry
-                .file_name()
-                .as_encoded_bytes()
-                .iter()
-                .all(u8::is_ascii_digit)
-        })
+        .filter(|entry| entry.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit))
         .map(|entry| entry.path().join("ns/net"));
-    let named = fs::read_dir(NAMED)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.path());
+    let named = fs::read_dir(NAMED).into_iter().flatten().flatten().map(|entry| entry.path());
     of_processes.chain(named)
 }
 

@@ -59,12 +59,8 @@ pub async fn run(args: &Observe) -> Result<(), Failure> {
     output::check(&args.out).map_err(|err| setup(err.into()))?;
     info!(cgroup = %cgroup.path.display(), "watching");
 
-    let mut watch = Watch {
-        probes,
-        collector: Collector::default(),
-        sources: Sources::default(),
-        index: &index,
-    };
+    let mut watch =
+        Watch { probes, collector: Collector::default(), sources: Sources::default(), index: &index };
     watch.until_told(args.duration).await.map_err(Failure::Run)?;
     let outcome = watch.finish().map_err(Failure::Run)?;
     let plan = plan(&outcome.graph, &inventory.mesh);
@@ -142,11 +138,7 @@ impl Watch<'_> {
     /// Edges whose event was lost, counts, and the addresses of namespaces that are not known yet.
     fn look_at_set(&mut self) -> Result<(), ProbeError> {
         self.collector.sweep(self.probes.edges()?);
-        let all_known = self
-            .collector
-            .edges()
-            .keys()
-            .all(|key| self.sources.knows(key.netns));
+        let all_known = self.collector.edges().keys().all(|key| self.sources.knows(key.netns));
         if !all_known || self.sources.is_empty() {
             self.look_at_namespaces()?;
         }
@@ -203,12 +195,8 @@ impl Watch<'_> {
 
     /// What was lost, in the kernel and here; only causes that occurred.
     fn losses(&self) -> Result<BTreeMap<String, u64>, ProbeError> {
-        let mut losses: BTreeMap<String, u64> = self
-            .collector
-            .losses()
-            .iter()
-            .map(|(loss, count)| (loss.name().to_owned(), *count))
-            .collect();
+        let mut losses: BTreeMap<String, u64> =
+            self.collector.losses().iter().map(|(loss, count)| (loss.name().to_owned(), *count)).collect();
         for counter in Counter::LOSSES {
             let count = self.probes.counter(counter)?;
             if count > 0 {
@@ -231,10 +219,7 @@ fn write_results(args: &Observe, graph: &Graph, plan: &Plan) -> anyhow::Result<(
         let text =
             text.with_context(|| format!("cannot write the Sidecar {} as text", sidecar.metadata.name))?;
         let name = format!("{}.{extension}", sidecar.metadata.name);
-        sidecars.insert(
-            PathBuf::from(sidecar.metadata.namespace.as_str()).join(name),
-            text,
-        );
+        sidecars.insert(PathBuf::from(sidecar.metadata.namespace.as_str()).join(name), text);
     }
     output::write(&args.out, &Results { graph, sidecars })?;
     info!(out = %args.out.display(), sidecars = plan.sidecars.len(), "results written");
@@ -243,33 +228,17 @@ fn write_results(args: &Observe, graph: &Graph, plan: &Plan) -> anyhow::Result<(
 
 fn print_report(outcome: &Outcome, plan: &Plan) -> anyhow::Result<()> {
     let mut stdout = std::io::stdout();
-    let style = if stdout.is_terminal() {
-        Style::coloured()
-    } else {
-        Style::plain()
-    };
+    let style = if stdout.is_terminal() { Style::coloured() } else { Style::plain() };
     let mut text = tree(&outcome.graph, plan, style);
-    let Unattributed {
-        unknown,
-        ambiguous,
-        foreign,
-    } = outcome.unattributed;
+    let Unattributed { unknown, ambiguous, foreign } = outcome.unattributed;
     for (count, what) in [
-        (
-            foreign,
-            "from outside the inventory's pods (not part of the graph)",
-        ),
-        (
-            unknown,
-            "from a network namespace that was gone before its address was known",
-        ),
+        (foreign, "from outside the inventory's pods (not part of the graph)"),
+        (unknown, "from a network namespace that was gone before its address was known"),
         (ambiguous, "from an address that several pods claim"),
     ] {
         if count > 0 {
             writeln!(text, "{count} edges {what}")?;
         }
     }
-    stdout
-        .write_all(text.as_bytes())
-        .context("cannot print the report")
+    stdout.write_all(text.as_bytes()).context("cannot print the report")
 }

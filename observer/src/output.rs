@@ -50,10 +50,7 @@ pub struct Results {
 /// # Errors
 /// See [`OutputError`].
 pub fn check(out: &Path) -> Result<(), OutputError> {
-    fs::create_dir_all(out).map_err(|source| OutputError::Write {
-        path: out.to_owned(),
-        source,
-    })?;
+    fs::create_dir_all(out).map_err(|source| OutputError::Write { path: out.to_owned(), source })?;
     only_ours(&out.join(SIDECARS))?;
     staging(out).map(drop)
 }
@@ -66,10 +63,8 @@ pub fn write(out: &Path, results: &Results) -> Result<(), OutputError> {
     check(out)?;
     let staging = staging(out)?;
     let staged_sidecars = staging.path().join(SIDECARS);
-    fs::create_dir(&staged_sidecars).map_err(|source| OutputError::Write {
-        path: staged_sidecars.clone(),
-        source,
-    })?;
+    fs::create_dir(&staged_sidecars)
+        .map_err(|source| OutputError::Write { path: staged_sidecars.clone(), source })?;
     for (path, text) in &results.sidecars {
         write_file(&staged_sidecars.join(path), text)?;
     }
@@ -88,10 +83,7 @@ pub fn write(out: &Path, results: &Results) -> Result<(), OutputError> {
     if let Err(source) = fs::rename(&staged_graph, out.join(GRAPH)) {
         // Both or none.
         exchange(&staged_sidecars, &sidecars).map_err(failed(&sidecars))?;
-        return Err(OutputError::Write {
-            path: out.join(GRAPH),
-            source,
-        });
+        return Err(OutputError::Write { path: out.join(GRAPH), source });
     }
     Ok(())
 }
@@ -101,10 +93,7 @@ fn staging(out: &Path) -> Result<tempfile::TempDir, OutputError> {
     tempfile::Builder::new()
         .prefix(".sidescope-")
         .tempdir_in(out)
-        .map_err(|source| OutputError::Write {
-            path: out.to_owned(),
-            source,
-        })
+        .map_err(|source| OutputError::Write { path: out.to_owned(), source })
 }
 
 fn write_file(path: &Path, text: &str) -> Result<(), OutputError> {
@@ -116,10 +105,7 @@ fn write_file(path: &Path, text: &str) -> Result<(), OutputError> {
         file.write_all(text.as_bytes())?;
         file.sync_all()
     };
-    write().map_err(|source| OutputError::Write {
-        path: path.to_owned(),
-        source,
-    })
+    write().map_err(|source| OutputError::Write { path: path.to_owned(), source })
 }
 
 fn exchange(a: &Path, b: &Path) -> io::Result<()> {
@@ -127,10 +113,7 @@ fn exchange(a: &Path, b: &Path) -> io::Result<()> {
 }
 
 fn only_ours(dir: &Path) -> Result<(), OutputError> {
-    let failed = |path: &Path, source| OutputError::Write {
-        path: path.to_owned(),
-        source,
-    };
+    let failed = |path: &Path, source| OutputError::Write { path: path.to_owned(), source };
     let entries = match fs::read_dir(dir) {
         Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(()),
         entries => entries.map_err(|err| failed(dir, err))?,
@@ -184,17 +167,10 @@ mod tests {
     fn new_results_replace_all_of_the_earlier_ones_and_nothing_else() {
         let out = tempfile::tempdir().unwrap();
         fs::write(out.path().join("note.txt"), "mine").unwrap();
-        write(
-            out.path(),
-            &results("1", &[("a/x.yaml", "old"), ("b/y.yaml", "old")]),
-        )
-        .unwrap();
+        write(out.path(), &results("1", &[("a/x.yaml", "old"), ("b/y.yaml", "old")])).unwrap();
         write(out.path(), &results("2", &[("a/x.yaml", "new")])).unwrap();
         let files = tree(out.path());
-        assert_eq!(
-            files.keys().collect::<Vec<_>>(),
-            ["graph.json", "note.txt", "sidecars/a/x.yaml"]
-        );
+        assert_eq!(files.keys().collect::<Vec<_>>(), ["graph.json", "note.txt", "sidecars/a/x.yaml"]);
         assert_eq!(files["graph.json"], "2");
         assert!(files["sidecars/a/x.yaml"].ends_with("new"));
     }

@@ -112,18 +112,12 @@ impl fmt::Display for Decision {
 pub fn plan(graph: &Graph, mesh: &Mesh) -> Plan {
     let registry = Registry::new(mesh);
     let labels = LabelIndex::new(mesh);
-    let nodes: BTreeMap<&WorkloadRef, &WorkloadNode> = graph
-        .workloads
-        .iter()
-        .map(|node| (&node.workload, node))
-        .collect();
+    let nodes: BTreeMap<&WorkloadRef, &WorkloadNode> =
+        graph.workloads.iter().map(|node| (&node.workload, node)).collect();
 
     let mut drafts = Vec::new();
     for ((namespace, name), group) in selector::groups(mesh, nodes.keys().copied()) {
-        let watched: Vec<_> = group
-            .iter()
-            .filter_map(|owner| nodes.get(owner.workload))
-            .collect();
+        let watched: Vec<_> = group.iter().filter_map(|owner| nodes.get(owner.workload)).collect();
         if watched.is_empty() {
             continue;
         }
@@ -174,27 +168,19 @@ fn draft(
             Selected::NoLabels => Err(Decision::NoLabels),
             Selected::Overlap { selector, others } => Err(Decision::Overlap { selector, others }),
         };
-        let name = if group.len() == 1 {
-            name
-        } else {
-            &owner.workload.name
-        };
+        let name = if group.len() == 1 { name } else { &owner.workload.name };
         add(name, std::slice::from_ref(owner), outcome);
     }
 }
 
 fn finish(mut drafts: Vec<Draft>, before: usize) -> Plan {
     drafts.sort_by(|a, b| (&a.namespace, &a.name, &a.workloads).cmp(&(&b.namespace, &b.name, &b.workloads)));
-    let names = naming::names(drafts.iter().filter(|draft| draft.outcome.is_ok()).map(|draft| {
-        naming::Wanted {
+    let names =
+        naming::names(drafts.iter().filter(|draft| draft.outcome.is_ok()).map(|draft| naming::Wanted {
             namespace: &draft.namespace,
             name: &draft.name,
-            kind: draft
-                .workloads
-                .first()
-                .map_or("", |workload| workload.kind.as_str()),
-        }
-    }));
+            kind: draft.workloads.first().map_or("", |workload| workload.kind.as_str()),
+        }));
     let mut names = names.into_iter();
     let mut plan = Plan::default();
     for draft in drafts {
@@ -203,8 +189,7 @@ fn finish(mut drafts: Vec<Draft>, before: usize) -> Plan {
             Ok((labels, hosts)) => {
                 let name = names.next().expect("one name for each draft with a Sidecar");
                 let after = hosts.len();
-                plan.sidecars
-                    .push(sidecar(name.clone(), draft.namespace.clone(), labels, hosts));
+                plan.sidecars.push(sidecar(name.clone(), draft.namespace.clone(), labels, hosts));
                 (Decision::Sidecar(name), after)
             }
         };
@@ -227,16 +212,10 @@ fn sidecar(name: String, namespace: Namespace, labels: Labels, hosts: BTreeSet<H
     Sidecar {
         api_version: API_VERSION.to_owned(),
         kind: KIND.to_owned(),
-        metadata: Metadata {
-            name,
-            namespace,
-            labels: Labels::from([(key.to_owned(), value.to_owned())]),
-        },
+        metadata: Metadata { name, namespace, labels: Labels::from([(key.to_owned(), value.to_owned())]) },
         spec: Spec {
             workload_selector: WorkloadSelector { labels },
-            egress: vec![Egress {
-                hosts: hosts.into_iter().map(EgressHost::everywhere).collect(),
-            }],
+            egress: vec![Egress { hosts: hosts.into_iter().map(EgressHost::everywhere).collect() }],
         },
     }
 }

@@ -1,8 +1,5 @@
 //! The kernel boundary: loads the programs, attaches them, and reads their maps. The only file of this crate with `unsafe`.
-#![expect(
-    unsafe_code,
-    reason = "records of the kernel are read byte for byte here, and nowhere else"
-)]
+#![expect(unsafe_code, reason = "records of the kernel are read byte for byte here, and nowhere else")]
 
 use std::fs::File;
 use std::io;
@@ -147,17 +144,10 @@ impl Probes {
             .load(OBJECT)
             .map_err(|err| refused(err, "create BPF maps", |err| ProbeError::Create(Box::new(err))))?;
 
-        let map_error = |map| {
-            move |source| ProbeError::Map {
-                map,
-                source: Box::new(source),
-            }
-        };
+        let map_error = |map| move |source| ProbeError::Map { map, source: Box::new(source) };
         let mut proxy_uids: HashMap<MapData, u32, u8> = take(&mut bpf, names::PROXY_UIDS)?;
         for uid in &settings.proxy_uids {
-            proxy_uids
-                .insert(uid, 1, 0)
-                .map_err(map_error(names::PROXY_UIDS))?;
+            proxy_uids.insert(uid, 1, 0).map_err(map_error(names::PROXY_UIDS))?;
         }
         let edges = take(&mut bpf, names::EDGES)?;
         let sources = take(&mut bpf, names::SOURCES)?;
@@ -173,13 +163,7 @@ impl Probes {
         for program in [names::EGRESS, names::SOCK_OPS, names::CONNECT6, names::CONNECT4] {
             attach(&mut bpf, program, cgroup)?;
         }
-        Ok(Self {
-            _bpf: bpf,
-            edges,
-            sources,
-            counters,
-            ring,
-        })
+        Ok(Self { _bpf: bpf, edges, sources, counters, ring })
     }
 
     /// Waits until the ring holds a record.
@@ -229,10 +213,7 @@ impl Probes {
         let values = self
             .counters
             .get(&(counter as u32), 0)
-            .map_err(|source| ProbeError::Map {
-                map: names::COUNTERS,
-                source: Box::new(source),
-            })?;
+            .map_err(|source| ProbeError::Map { map: names::COUNTERS, source: Box::new(source) })?;
         Ok(values.iter().sum())
     }
 }
@@ -264,23 +245,15 @@ fn entries<K: aya::Pod, V: aya::Pod>(
 ) -> Result<Vec<(K, V)>, ProbeError> {
     map.iter()
         .collect::<Result<_, _>>()
-        .map_err(|source| ProbeError::Map {
-            map: name,
-            source: Box::new(source),
-        })
+        .map_err(|source| ProbeError::Map { map: name, source: Box::new(source) })
 }
 
 fn take<M>(bpf: &mut Ebpf, name: &'static str) -> Result<M, ProbeError>
 where
     M: TryFrom<aya::maps::Map, Error = aya::maps::MapError>,
 {
-    let map = bpf
-        .take_map(name)
-        .expect("the object is built together with these names");
-    M::try_from(map).map_err(|source| ProbeError::Map {
-        map: name,
-        source: Box::new(source),
-    })
+    let map = bpf.take_map(name).expect("the object is built together with these names");
+    M::try_from(map).map_err(|source| ProbeError::Map { map: name, source: Box::new(source) })
 }
 
 fn load(bpf: &mut Ebpf, name: &'static str, kernel: &str) -> Result<(), ProbeError> {
@@ -306,21 +279,14 @@ fn attach(bpf: &mut Ebpf, name: &'static str, cgroup: &File) -> Result<(), Probe
     let program = bpf.program_mut(name).expect("loaded before");
     let fd = cgroup.as_fd();
     let result = match name {
-        names::SOCK_OPS => <&mut SockOps>::try_from(program)
-            .and_then(|p| p.attach(fd, mode))
-            .map(drop),
+        names::SOCK_OPS => <&mut SockOps>::try_from(program).and_then(|p| p.attach(fd, mode)).map(drop),
         names::EGRESS => <&mut CgroupSkb>::try_from(program)
             .and_then(|p| p.attach(fd, CgroupSkbAttachType::Egress, mode))
             .map(drop),
-        _ => <&mut CgroupSockAddr>::try_from(program)
-            .and_then(|p| p.attach(fd, mode))
-            .map(drop),
+        _ => <&mut CgroupSockAddr>::try_from(program).and_then(|p| p.attach(fd, mode)).map(drop),
     };
     result.map_err(|err| {
-        refused(err, "attach BPF programs", |err| ProbeError::Attach {
-            program: name,
-            source: Box::new(err),
-        })
+        refused(err, "attach BPF programs", |err| ProbeError::Attach { program: name, source: Box::new(err) })
     })
 }
 
@@ -343,10 +309,8 @@ fn refused<E: std::error::Error + 'static>(
 }
 
 fn kernel_release() -> String {
-    nix::sys::utsname::uname().map_or_else(
-        |_| "unknown".to_owned(),
-        |uname| uname.release().to_string_lossy().into_owned(),
-    )
+    nix::sys::utsname::uname()
+        .map_or_else(|_| "unknown".to_owned(), |uname| uname.release().to_string_lossy().into_owned())
 }
 
 fn parse(record: &[u8]) -> Result<Event<'_>, Malformed> {
@@ -387,9 +351,7 @@ mod tests {
         let mut record = vec![0u8; size_of::<HeadEvent>() + 3];
         record[..4].copy_from_slice(&event_kind::HEAD.to_ne_bytes());
         record[4..8].copy_from_slice(&3u32.to_ne_bytes());
-        let Ok(Event::Head(head, bytes)) = parse(&record) else {
-            panic!("not a head")
-        };
+        let Ok(Event::Head(head, bytes)) = parse(&record) else { panic!("not a head") };
         assert_eq!((head.len, bytes), (3, &[0u8; 3][..]));
         for len in 0..record.len() {
             assert_eq!(parse(&record[..len]), Err(Malformed), "{len} bytes");

@@ -49,13 +49,7 @@ impl Progress {
     pub fn show<E>(&mut self, snapshot: impl FnOnce() -> Result<Snapshot, E>) -> Result<(), E> {
         match self {
             Self::Line(bar) => {
-                let Snapshot {
-                    elapsed,
-                    connections,
-                    edges,
-                    hosts,
-                    unresolved,
-                } = snapshot()?;
+                let Snapshot { elapsed, connections, edges, hosts, unresolved } = snapshot()?;
                 let elapsed = humantime::format_duration(Duration::from_secs(elapsed.as_secs()));
                 bar.set_message(format!(
                     "{elapsed}  {connections} connections  {edges} edges  {hosts} hosts  {unresolved} unresolved"
@@ -64,17 +58,8 @@ impl Progress {
             }
             Self::Log(last) if last.elapsed() >= LOG_EVERY => {
                 *last = Instant::now();
-                let Snapshot {
-                    elapsed,
-                    connections,
-                    edges,
-                    hosts,
-                    unresolved,
-                } = snapshot()?;
-                info!(
-                    elapsed_s = elapsed.as_secs(),
-                    connections, edges, hosts, unresolved, "watching"
-                );
+                let Snapshot { elapsed, connections, edges, hosts, unresolved } = snapshot()?;
+                info!(elapsed_s = elapsed.as_secs(), connections, edges, hosts, unresolved, "watching");
             }
             Self::Log(_) => {}
         }

@@ -59,9 +59,7 @@ mod tests {
                 labels: owned(&[MANAGED_BY]),
             },
             spec: Spec {
-                workload_selector: WorkloadSelector {
-                    labels: owned(labels),
-                },
+                workload_selector: WorkloadSelector { labels: owned(labels) },
                 egress: vec![Egress {
                     hosts: hosts
                         .iter()
@@ -74,11 +72,9 @@ mod tests {
 
     #[test]
     fn yaml_reads_as_if_written_by_hand() {
-        let text = yaml(&sidecar(
-            &[("app", "reviews")],
-            &["ratings.default.svc.cluster.local", "*.wild.test"],
-        ))
-        .unwrap();
+        let text =
+            yaml(&sidecar(&[("app", "reviews")], &["ratings.default.svc.cluster.local", "*.wild.test"]))
+                .unwrap();
         assert_eq!(
             text,
             r#"apiVersion: networking.istio.io/v1
@@ -131,26 +127,16 @@ spec:
         ] {
             // A label's key may look like something else, too.
             let written = sidecar(
-                &[
-                    ("version", value),
-                    (if value.is_empty() { "x" } else { value }, "x"),
-                ],
+                &[("version", value), (if value.is_empty() { "x" } else { value }, "x")],
                 &["*.a.b", "c.d"],
             );
             let text = yaml(&written).unwrap();
-            assert_eq!(
-                serde_saphyr::from_str::<Sidecar>(&text).unwrap(),
-                written,
-                "{text}"
-            );
+            assert_eq!(serde_saphyr::from_str::<Sidecar>(&text).unwrap(), written, "{text}");
             // Read without a schema, as kubectl does, it must still be text.
             let untyped: serde_json::Value = serde_saphyr::from_str(&text).unwrap();
             assert_eq!(untyped, serde_json::to_value(&written).unwrap(), "{text}");
             if !matches!(value, "a" | "v1.2-rc_3") {
-                assert!(
-                    text.contains(&format!("version: \"{value}\"\n")),
-                    "YAML 1.1 readers: {text}"
-                );
+                assert!(text.contains(&format!("version: \"{value}\"\n")), "YAML 1.1 readers: {text}");
             }
         }
     }

@@ -23,12 +23,7 @@ impl Style {
     /// No colours: a file, a pipe, `NO_COLOR`.
     pub fn plain() -> Self {
         let none = anstyle::Style::new();
-        Self {
-            workload: none,
-            dependency: none,
-            detail: none,
-            warning: none,
-        }
+        Self { workload: none, dependency: none, detail: none, warning: none }
     }
 
     /// The colours of a terminal, from the sixteen that its user chose.
@@ -51,10 +46,7 @@ struct Branch {
 
 impl Branch {
     fn leaf(text: String) -> Self {
-        Self {
-            text,
-            below: Vec::new(),
-        }
+        Self { text, below: Vec::new() }
     }
 }
 
@@ -63,22 +55,12 @@ impl Branch {
 pub fn tree(graph: &Graph, plan: &Plan, style: Style) -> String {
     let mut out = String::new();
     heading(&mut out, style, "Dependencies");
-    let nodes: BTreeMap<&WorkloadRef, &WorkloadNode> = graph
-        .workloads
-        .iter()
-        .map(|node| (&node.workload, node))
-        .collect();
+    let nodes: BTreeMap<&WorkloadRef, &WorkloadNode> =
+        graph.workloads.iter().map(|node| (&node.workload, node)).collect();
     for verdict in &plan.verdicts {
         let root = painted(style.workload, &format!("{}/{}", verdict.namespace, verdict.name));
-        let members: Vec<_> = verdict
-            .workloads
-            .iter()
-            .filter_map(|w| nodes.get(w).copied())
-            .collect();
-        push_line(
-            &mut out,
-            &format!("{root}{}", painted(style.detail, &kinds(verdict))),
-        );
+        let members: Vec<_> = verdict.workloads.iter().filter_map(|w| nodes.get(w).copied()).collect();
+        push_line(&mut out, &format!("{root}{}", painted(style.detail, &kinds(verdict))));
         let branches = dependencies(&members, style);
         let none = || vec![Branch::leaf(painted(style.detail, "calls nothing that was seen"))];
         draw(&mut out, &if branches.is_empty() { none() } else { branches }, "");
@@ -90,11 +72,8 @@ pub fn tree(graph: &Graph, plan: &Plan, style: Style) -> String {
 }
 
 fn kinds(verdict: &WorkloadVerdict) -> String {
-    let members: Vec<_> = verdict
-        .workloads
-        .iter()
-        .map(|workload| format!("{} {}", workload.kind, workload.name))
-        .collect();
+    let members: Vec<_> =
+        verdict.workloads.iter().map(|workload| format!("{} {}", workload.kind, workload.name)).collect();
     format!("  ({})", members.join(", "))
 }
 
@@ -112,10 +91,7 @@ fn dependencies(members: &[&WorkloadNode], style: Style) -> Vec<Branch> {
         }
         Branch {
             text: painted(style.dependency, host.as_str()),
-            below: ports
-                .iter()
-                .flat_map(|(port, uses)| port_lines(*port, uses, style))
-                .collect(),
+            below: ports.iter().flat_map(|(port, uses)| port_lines(*port, uses, style)).collect(),
         }
     });
     let direct: BTreeSet<_> = members.iter().flat_map(|node| &node.direct).collect();
@@ -123,10 +99,7 @@ fn dependencies(members: &[&WorkloadNode], style: Style) -> Vec<Branch> {
         let socket = std::net::SocketAddr::new(call.address, call.port);
         Branch::leaf(painted(
             style.detail,
-            &format!(
-                "{} at its pod's address {socket}: passes by the Sidecar",
-                call.workload
-            ),
+            &format!("{} at its pod's address {socket}: passes by the Sidecar", call.workload),
         ))
     });
     services.chain(direct).collect()
@@ -147,10 +120,7 @@ fn port_lines(port: u16, uses: &[&PortUse], style: Style) -> Vec<Branch> {
         })
         .collect();
     let learnt = painted(style.detail, &format!("learnt from {}", seen.join(", ")));
-    let mut lines = vec![Branch::leaf(format!(
-        "{port} {}  {learnt}",
-        protocols.join(" or ")
-    ))];
+    let mut lines = vec![Branch::leaf(format!("{port} {}  {learnt}", protocols.join(" or ")))];
     let unknown: BTreeSet<_> = uses.iter().flat_map(|port_use| &port_use.unknown_hosts).collect();
     for host in unknown {
         lines.push(Branch::leaf(painted(
@@ -178,11 +148,8 @@ fn word(protocol: PortProtocol) -> &'static str {
 }
 
 fn scopes(out: &mut String, plan: &Plan, style: Style) {
-    let narrowed: Vec<_> = plan
-        .verdicts
-        .iter()
-        .filter(|verdict| matches!(verdict.decision, Decision::Sidecar(_)))
-        .collect();
+    let narrowed: Vec<_> =
+        plan.verdicts.iter().filter(|verdict| matches!(verdict.decision, Decision::Sidecar(_))).collect();
     if narrowed.is_empty() {
         return;
     }
@@ -190,22 +157,13 @@ fn scopes(out: &mut String, plan: &Plan, style: Style) {
     let width = column(&narrowed);
     for verdict in narrowed {
         let (before, after) = (verdict.scope.before, verdict.scope.after);
-        push_line(
-            out,
-            &format!(
-                "{}  {before} -> {after}",
-                painted(style.workload, &padded(verdict, width))
-            ),
-        );
+        push_line(out, &format!("{}  {before} -> {after}", painted(style.workload, &padded(verdict, width))));
     }
 }
 
 fn without_sidecar(out: &mut String, plan: &Plan, style: Style) {
-    let without: Vec<_> = plan
-        .verdicts
-        .iter()
-        .filter(|verdict| !matches!(verdict.decision, Decision::Sidecar(_)))
-        .collect();
+    let without: Vec<_> =
+        plan.verdicts.iter().filter(|verdict| !matches!(verdict.decision, Decision::Sidecar(_))).collect();
     if without.is_empty() {
         return;
     }
@@ -248,9 +206,7 @@ fn unresolved(out: &mut String, graph: &Graph, style: Style) {
 }
 
 fn column(verdicts: &[&WorkloadVerdict]) -> usize {
-    let lengths = verdicts
-        .iter()
-        .map(|verdict| verdict.namespace.as_str().len() + 1 + verdict.name.len());
+    let lengths = verdicts.iter().map(|verdict| verdict.namespace.as_str().len() + 1 + verdict.name.len());
     lengths.max().unwrap_or(0)
 }
 
@@ -267,11 +223,7 @@ fn heading(out: &mut String, style: Style, text: &str) {
 
 fn draw(out: &mut String, branches: &[Branch], indent: &str) {
     for (at, branch) in branches.iter().enumerate() {
-        let (fork, trunk) = if at + 1 == branches.len() {
-            ("└─ ", "   ")
-        } else {
-            ("├─ ", "│  ")
-        };
+        let (fork, trunk) = if at + 1 == branches.len() { ("└─ ", "   ") } else { ("├─ ", "│  ") };
         push_line(out, &format!("{indent}{fork}{}", branch.text));
         draw(out, &branch.below, &format!("{indent}{trunk}"));
     }

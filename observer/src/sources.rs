@@ -35,9 +35,7 @@ impl Sources {
 
     /// Whether an address of the namespace is known.
     pub fn knows(&self, netns: u64) -> bool {
-        self.addresses
-            .get(&netns)
-            .is_some_and(|addresses| !addresses.is_empty())
+        self.addresses.get(&netns).is_some_and(|addresses| !addresses.is_empty())
     }
 
     /// Number of namespaces that are known.
@@ -75,16 +73,14 @@ impl Sources {
                 }
             };
             let address = address(key.addr);
-            let flow = flows
-                .entry((workload.clone(), address, key.port))
-                .or_insert_with(|| Flow {
-                    source: workload.clone(),
-                    address,
-                    port: key.port,
-                    hosts: BTreeSet::new(),
-                    connects: 0,
-                    host_unknown: false,
-                });
+            let flow = flows.entry((workload.clone(), address, key.port)).or_insert_with(|| Flow {
+                source: workload.clone(),
+                address,
+                port: key.port,
+                hosts: BTreeSet::new(),
+                connects: 0,
+                host_unknown: false,
+            });
             flow.hosts.extend(observed.hosts.iter().cloned());
             flow.connects += observed.connects;
             flow.host_unknown |= observed.host_unknown;
@@ -93,11 +89,7 @@ impl Sources {
     }
 
     fn workload<'a>(&self, index: &MeshIndex<'a>, netns: u64) -> Owner<'a> {
-        let Some(addresses) = self
-            .addresses
-            .get(&netns)
-            .filter(|addresses| !addresses.is_empty())
-        else {
+        let Some(addresses) = self.addresses.get(&netns).filter(|addresses| !addresses.is_empty()) else {
             return Owner::Unknown;
         };
         let mut owners = BTreeSet::new();

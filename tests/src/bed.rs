@@ -79,12 +79,7 @@ impl Bed {
         let inner = signals::register(|| {
             let (id, dir) = leftovers::claim(&mount)?;
             let cgroup = cgroup::of_bed(&mount, &id);
-            Ok(Arc::new(Inner {
-                id,
-                dir,
-                cgroup,
-                state: Mutex::default(),
-            }))
+            Ok(Arc::new(Inner { id, dir, cgroup, state: Mutex::default() }))
         })?;
         // From here on the drop cleans up, if the next step fails too.
         let bed = Self { inner };
@@ -119,25 +114,14 @@ impl Bed {
     pub fn add_outsider(&self, name: &str) -> Result<Host> {
         let mut state = self.inner.open()?;
         state.outsiders += 1;
-        let addresses = (
-            address::outside_v4(state.outsiders),
-            address::outside_v6(state.outsiders),
-        );
-        self.add_host(
-            &mut state,
-            name,
-            addresses,
-            self.inner.cgroup.join(format!("outside-{name}")),
-        )
+        let addresses = (address::outside_v4(state.outsiders), address::outside_v6(state.outsiders));
+        self.add_host(&mut state, name, addresses, self.inner.cgroup.join(format!("outside-{name}")))
     }
 
     /// The pod or outsider of this name.
     pub fn host(&self, name: &str) -> Result<Host> {
         let state = self.inner.open()?;
-        let data = state
-            .hosts
-            .get(name)
-            .ok_or_else(|| anyhow!("the bed has no host `{name}`"))?;
+        let data = state.hosts.get(name).ok_or_else(|| anyhow!("the bed has no host `{name}`"))?;
         Ok(Host::new(&self.inner, data))
     }
 
@@ -159,10 +143,7 @@ impl Bed {
     /// Gives a service its ClusterIPs. Without endpoints it refuses connections, as kube-proxy does it.
     pub fn add_service(&self, name: &str, ports: &[ServicePort], endpoints: &[&Host]) -> Result<Service> {
         let mut state = self.inner.open()?;
-        ensure!(
-            !state.services.contains_key(name),
-            "the bed has a service `{name}` already"
-        );
+        ensure!(!state.services.contains_key(name), "the bed has a service `{name}` already");
         state.service_count += 1;
         let service = Service {
             name: name.to_owned(),
@@ -179,10 +160,8 @@ impl Bed {
     /// Gives a service other endpoints.
     pub fn set_endpoints(&self, service: &str, endpoints: &[&Host]) -> Result<()> {
         let mut state = self.inner.open()?;
-        let entry = state
-            .services
-            .get_mut(service)
-            .ok_or_else(|| anyhow!("the bed has no service `{service}`"))?;
+        let entry =
+            state.services.get_mut(service).ok_or_else(|| anyhow!("the bed has no service `{service}`"))?;
         entry.endpoints = endpoints.iter().map(|host| (host.v4(), host.v6())).collect();
         self.program(&state)
     }
@@ -190,11 +169,7 @@ impl Bed {
     /// The service of this name.
     pub fn service(&self, name: &str) -> Result<Service> {
         let state = self.inner.open()?;
-        state
-            .services
-            .get(name)
-            .cloned()
-            .ok_or_else(|| anyhow!("the bed has no service `{name}`"))
+        state.services.get(name).cloned().ok_or_else(|| anyhow!("the bed has no service `{name}`"))
     }
 
     /// Ends the bed and says what could not be cleaned up. Dropping it does the same, and prints that.
@@ -235,27 +210,12 @@ impl Bed {
         cgroup: PathBuf,
     ) -> Result<Host> {
         let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-        ensure!(
-            !name.is_empty() && name.chars().all(fits),
-            "`{name}` is no name for a host: a-z, 0-9 and -"
-        );
-        ensure!(
-            !state.hosts.contains_key(name),
-            "the bed has a host `{name}` already"
-        );
-        let node = state
-            .hosts
-            .get("node")
-            .ok_or_else(|| anyhow!("the bed has no node"))?;
+        ensure!(!name.is_empty() && name.chars().all(fits), "`{name}` is no name for a host: a-z, 0-9 and -");
+        ensure!(!state.hosts.contains_key(name), "the bed has a host `{name}` already");
+        let node = state.hosts.get("node").ok_or_else(|| anyhow!("the bed has no node"))?;
         make_cgroup(&cgroup)?;
         let netns = format!("{}{name}", leftovers::prefix(&self.inner.id));
-        let data = Arc::new(HostData {
-            name: name.to_owned(),
-            netns,
-            v4,
-            v6,
-            cgroup,
-        });
+        let data = Arc::new(HostData { name: name.to_owned(), netns, v4, v6, cgroup });
         host::join(node, &data, state.hosts.len())
             .with_context(|| format!("cannot make the host `{name}`"))?;
         state.hosts.insert(name.to_owned(), Arc::clone(&data));
@@ -263,10 +223,7 @@ impl Bed {
     }
 
     fn program(&self, state: &State) -> Result<()> {
-        let node = state
-            .hosts
-            .get("node")
-            .ok_or_else(|| anyhow!("the bed has no node"))?;
+        let node = state.hosts.get("node").ok_or_else(|| anyhow!("the bed has no node"))?;
         let services: Vec<&Service> = state.services.values().collect();
         host::program(node, &services)
     }

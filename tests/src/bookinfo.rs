@@ -39,41 +39,13 @@ struct Part {
 
 /// In the order of Bookinfo's manifests.
 const PARTS: [Part; 7] = [
-    Part {
-        app: "details",
-        version: "v1",
-        role: "details",
-    },
-    Part {
-        app: "ratings",
-        version: "v2",
-        role: "ratings",
-    },
-    Part {
-        app: "mongodb",
-        version: "v1",
-        role: "mongodb",
-    },
-    Part {
-        app: "reviews",
-        version: "v1",
-        role: "reviews-v1",
-    },
-    Part {
-        app: "reviews",
-        version: "v2",
-        role: "reviews-v2",
-    },
-    Part {
-        app: "reviews",
-        version: "v3",
-        role: "reviews-v3",
-    },
-    Part {
-        app: "productpage",
-        version: "v1",
-        role: "productpage",
-    },
+    Part { app: "details", version: "v1", role: "details" },
+    Part { app: "ratings", version: "v2", role: "ratings" },
+    Part { app: "mongodb", version: "v1", role: "mongodb" },
+    Part { app: "reviews", version: "v1", role: "reviews-v1" },
+    Part { app: "reviews", version: "v2", role: "reviews-v2" },
+    Part { app: "reviews", version: "v3", role: "reviews-v3" },
+    Part { app: "productpage", version: "v1", role: "productpage" },
 ];
 
 /// The services, in the order in which they get their ClusterIPs.
@@ -94,17 +66,10 @@ fn port(app: &str) -> ServicePort {
 
 /// Makes pods and services, starts the applications and waits until each listens. `testbed` is the program of that name.
 pub fn start(bed: &Bed, testbed: &Path) -> Result<()> {
-    let pods = PARTS
-        .iter()
-        .map(|part| bed.add_pod(&part.pod()))
-        .collect::<Result<Vec<Host>>>()?;
+    let pods = PARTS.iter().map(|part| bed.add_pod(&part.pod())).collect::<Result<Vec<Host>>>()?;
     for app in SERVICES {
-        let endpoints: Vec<&Host> = PARTS
-            .iter()
-            .zip(&pods)
-            .filter(|(part, _)| part.app == app)
-            .map(|(_, pod)| pod)
-            .collect();
+        let endpoints: Vec<&Host> =
+            PARTS.iter().zip(&pods).filter(|(part, _)| part.app == app).map(|(_, pod)| pod).collect();
         bed.add_service(app, &[port(app)], &endpoints)?;
     }
     bed.add_outsider(OUTSIDE)?;
@@ -114,9 +79,7 @@ pub fn start(bed: &Bed, testbed: &Path) -> Result<()> {
         let cmd = Cmd::new(testbed).args(["app", part.role]).args(&names);
         started.push((pod, port(part.app).port, pod.spawn(&cmd)?));
     }
-    started
-        .iter()
-        .try_for_each(|(pod, port, process)| pod.wait_listening(*port, process, START))
+    started.iter().try_for_each(|(pod, port, process)| pod.wait_listening(*port, process, START))
 }
 
 /// What a load generator shall do.
@@ -130,9 +93,7 @@ pub struct Load {
 
 /// Starts the load generator, outside the mesh.
 pub fn start_load(bed: &Bed, testbed: &Path, load: Load) -> Result<Proc> {
-    let mut cmd = Cmd::new(testbed)
-        .args(["load", &url("productpage", "/productpage")])
-        .args(resolve(bed)?);
+    let mut cmd = Cmd::new(testbed).args(["load", &url("productpage", "/productpage")]).args(resolve(bed)?);
     if let Some(count) = load.count {
         cmd = cmd.args(["--count", &count.to_string()]);
     }
@@ -159,10 +120,7 @@ pub fn wait_http(host: &Host, testbed: &Path, url: &str, timeout: Duration) -> R
 /// The Kubernetes objects of exactly this deployment, as `kubectl get ... -A -o yaml` prints them.
 pub fn inventory(bed: &Bed) -> Result<String> {
     let mut items = vec![inventory::namespace("default", true)];
-    let services = SERVICES
-        .iter()
-        .map(|app| bed.service(app))
-        .collect::<Result<Vec<Service>>>()?;
+    let services = SERVICES.iter().map(|app| bed.service(app)).collect::<Result<Vec<Service>>>()?;
     let mut deployments = Vec::new();
     for part in &PARTS {
         let service_port = port(part.app);
@@ -181,15 +139,8 @@ pub fn inventory(bed: &Bed) -> Result<String> {
     items.extend(deployments.iter().flat_map(Deployment::objects));
     items.extend(inventory::kubernetes_service());
     for service in &services {
-        let behind = deployments
-            .iter()
-            .filter(|deployment| deployment.container == service.name);
-        items.extend(inventory::service(
-            "default",
-            service,
-            &[("app", &service.name)],
-            behind,
-        ));
+        let behind = deployments.iter().filter(|deployment| deployment.container == service.name);
+        items.extend(inventory::service("default", service, &[("app", &service.name)], behind));
     }
     inventory::list(items)
 }
@@ -199,10 +150,7 @@ fn resolve(bed: &Bed) -> Result<Vec<String>> {
     let mut args = Vec::new();
     for app in SERVICES {
         let service = bed.service(app)?;
-        args.extend([
-            "--resolve".to_owned(),
-            format!("{app}={},{}", service.v4, service.v6),
-        ]);
+        args.extend(["--resolve".to_owned(), format!("{app}={},{}", service.v4, service.v6)]);
     }
     Ok(args)
 }

@@ -58,16 +58,14 @@ impl Cmd {
     /// More arguments.
     #[must_use]
     pub fn args(mut self, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Self {
-        self.args
-            .extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
+        self.args.extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
         self
     }
 
     /// A variable of its environment.
     #[must_use]
     pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
-        self.env
-            .push((name.as_ref().to_owned(), value.as_ref().to_owned()));
+        self.env.push((name.as_ref().to_owned(), value.as_ref().to_owned()));
         self
     }
 
@@ -102,18 +100,13 @@ impl Cmd {
     /// The command line, for messages.
     pub fn line(&self) -> String {
         let words = std::iter::once(&self.program).chain(&self.args);
-        words
-            .map(|word| quoted(&word.to_string_lossy()))
-            .collect::<Vec<_>>()
-            .join(" ")
+        words.map(|word| quoted(&word.to_string_lossy())).collect::<Vec<_>>().join(" ")
     }
 
     /// As the standard library wants it, in a process group of its own: Ctrl-C reaches the owner of the bed, who ends the others in order.
     pub(crate) fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
-        command
-            .args(&self.args)
-            .envs(self.env.iter().map(|(name, value)| (name, value)));
+        command.args(&self.args).envs(self.env.iter().map(|(name, value)| (name, value)));
         command.process_group(0).stdin(Stdio::null());
         command
     }
@@ -132,23 +125,16 @@ impl Cmd {
     /// Feeds and reads a child that was started with pipes, and judges its exit.
     pub(crate) fn finish(&self, mut child: Child) -> Result<Output> {
         // On a thread, because a child that writes before it has read all would block us both.
-        let feeder = self
-            .stdin
-            .clone()
-            .zip(child.stdin.take())
-            .map(|(text, mut pipe)| {
-                thread::spawn(move || match pipe.write_all(&text) {
-                    Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
-                    _ => Ok(()),
-                })
-            });
-        let output = child
-            .wait_with_output()
-            .with_context(|| format!("cannot wait for `{}`", self.line()))?;
+        let feeder = self.stdin.clone().zip(child.stdin.take()).map(|(text, mut pipe)| {
+            thread::spawn(move || match pipe.write_all(&text) {
+                Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
+                _ => Ok(()),
+            })
+        });
+        let output =
+            child.wait_with_output().with_context(|| format!("cannot wait for `{}`", self.line()))?;
         if let Some(feeder) = feeder {
-            let fed = feeder
-                .join()
-                .unwrap_or_else(|_| Err(io::Error::other("the feeding thread panicked")));
+            let fed = feeder.join().unwrap_or_else(|_| Err(io::Error::other("the feeding thread panicked")));
             fed.with_context(|| format!("cannot write to `{}`", self.line()))?;
         }
         if !output.status.success() {
@@ -191,9 +177,7 @@ pub(crate) fn spawn(command: Command) -> io::Result<Child> {
     });
     let gone = || io::Error::other("the thread that starts processes has ended");
     let (answer, result) = sync_channel(1);
-    crate::bed::lock(keeper)
-        .send((command, answer))
-        .map_err(|_| gone())?;
+    crate::bed::lock(keeper).send((command, answer)).map_err(|_| gone())?;
     result.recv().map_err(|_| gone())?
 }
 
@@ -203,14 +187,8 @@ mod tests {
 
     #[test]
     fn a_failure_names_the_command_line_and_what_it_said() {
-        let error = Cmd::new("sh")
-            .args(["-c", "echo broken >&2; exit 3"])
-            .run()
-            .unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "`sh -c 'echo broken >&2; exit 3'`: exit status: 3\nbroken"
-        );
+        let error = Cmd::new("sh").args(["-c", "echo broken >&2; exit 3"]).run().unwrap_err();
+        assert_eq!(error.to_string(), "`sh -c 'echo broken >&2; exit 3'`: exit status: 3\nbroken");
     }
 
     #[test]

@@ -35,13 +35,8 @@ impl FromStr for Calls {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let (number, unit) = text
-            .strip_suffix('x')
-            .map_or((text, 1), |number| (number, Self::USUAL));
-        let calls = number
-            .parse::<u32>()
-            .ok()
-            .and_then(|number| number.checked_mul(unit));
+        let (number, unit) = text.strip_suffix('x').map_or((text, 1), |number| (number, Self::USUAL));
+        let calls = number.parse::<u32>().ok().and_then(|number| number.checked_mul(unit));
         calls
             .filter(|calls| *calls > 0)
             .map(Self)
@@ -78,11 +73,7 @@ pub fn run(options: &Options) -> Result<()> {
     let inventory = out.join("inventory.yaml");
     fs::write(&inventory, bookinfo::inventory(&bed)?)
         .with_context(|| format!("cannot write {}", inventory.display()))?;
-    progress(&format!(
-        "bed {}: Bookinfo listens; inventory in {}",
-        bed.id(),
-        inventory.display()
-    ));
+    progress(&format!("bed {}: Bookinfo listens; inventory in {}", bed.id(), inventory.display()));
 
     let observe = observe(&sidescope, &inventory, &out, bed.cgroup());
     progress(&format!("starting `{}`", observe.line()));
@@ -90,9 +81,7 @@ pub fn run(options: &Options) -> Result<()> {
     observer.wait_for_log("watching", PATIENCE)?;
 
     drive(&bed, options)?;
-    observer
-        .must_run()
-        .context("sidescope has ended before it was asked to")?;
+    observer.must_run().context("sidescope has ended before it was asked to")?;
     progress("ending sidescope, which writes what it has learnt");
     observer.signal(Signal::SIGINT)?;
     finish(&observer)?;
@@ -105,11 +94,7 @@ pub fn run(options: &Options) -> Result<()> {
         options.out.join("graph.json").display(),
         options.out.join("sidecars").display()
     ));
-    if options.keep {
-        keep(&bed, options, &observe)
-    } else {
-        bed.end()
-    }
+    if options.keep { keep(&bed, options, &observe) } else { bed.end() }
 }
 
 fn observe(sidescope: &Path, inventory: &Path, out: &Path, cgroup: &Path) -> Cmd {
@@ -125,22 +110,10 @@ fn observe(sidescope: &Path, inventory: &Path, out: &Path, cgroup: &Path) -> Cmd
 /// Makes the calls and waits for the last answer.
 fn drive(bed: &Bed, options: &Options) -> Result<()> {
     let Calls(count) = options.calls;
-    let rate = options
-        .spread
-        .map(|spread| f64::from(count) / spread.as_secs_f64());
-    progress(&format!(
-        "calling productpage {count} times from outside the mesh"
-    ));
-    let load = bookinfo::start_load(
-        bed,
-        &options.testbed,
-        Load {
-            count: Some(count),
-            rate,
-        },
-    )?;
-    load.success(LOAD_PATIENCE + options.spread.unwrap_or_default())
-        .context("the load generator")?;
+    let rate = options.spread.map(|spread| f64::from(count) / spread.as_secs_f64());
+    progress(&format!("calling productpage {count} times from outside the mesh"));
+    let load = bookinfo::start_load(bed, &options.testbed, Load { count: Some(count), rate })?;
+    load.success(LOAD_PATIENCE + options.spread.unwrap_or_default()).context("the load generator")?;
     progress(load.log()?.trim_end());
     Ok(())
 }
@@ -164,11 +137,7 @@ fn show(out: &Path, named: &Path) -> Result<usize> {
     ensure!(graph.is_file(), "sidescope has written no {}", graph.display());
     let files = files_below(&out.join("sidecars"))?;
     let mut stdout = std::io::stdout().lock();
-    let (bold, plain) = if stdout.is_terminal() {
-        ("\x1b[1m", "\x1b[0m")
-    } else {
-        ("", "")
-    };
+    let (bold, plain) = if stdout.is_terminal() { ("\x1b[1m", "\x1b[0m") } else { ("", "") };
     for file in &files {
         let text = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
         let path = named.join(file.strip_prefix(out).unwrap_or(file));
@@ -218,14 +187,7 @@ fn visit(folder: &Path, call: &mut impl FnMut(&Path, bool) -> Result<()>) -> Res
 
 /// Keeps the bed and some load until a signal comes.
 fn keep(bed: &Bed, options: &Options, observe: &Cmd) -> Result<()> {
-    bookinfo::start_load(
-        bed,
-        &options.testbed,
-        Load {
-            count: None,
-            rate: Some(KEPT_RATE),
-        },
-    )?;
+    bookinfo::start_load(bed, &options.testbed, Load { count: None, rate: Some(KEPT_RATE) })?;
     let (outside, pod) = (bed.host(OUTSIDE)?, bed.pod("productpage-v1")?);
     let productpage = bed.service("productpage")?.v4;
     progress(&format!(
@@ -245,11 +207,7 @@ fn keep(bed: &Bed, options: &Options, observe: &Cmd) -> Result<()> {
 
 fn progress(text: &str) {
     let stderr = std::io::stderr();
-    let (colour, plain) = if stderr.is_terminal() {
-        ("\x1b[1;34m", "\x1b[0m")
-    } else {
-        ("", "")
-    };
+    let (colour, plain) = if stderr.is_terminal() { ("\x1b[1;34m", "\x1b[0m") } else { ("", "") };
     eprintln!("{colour}==>{plain} {text}");
 }
 
@@ -259,13 +217,9 @@ mod tests {
 
     #[test]
     fn calls_are_a_number_or_a_multiple() {
-        for (text, calls) in [
-            ("7", Some(7)),
-            ("10x", Some(500)),
-            ("0", None),
-            ("x", None),
-            ("99999999999x", None),
-        ] {
+        for (text, calls) in
+            [("7", Some(7)), ("10x", Some(500)), ("0", None), ("x", None), ("99999999999x", None)]
+        {
             assert_eq!(text.parse::<Calls>().ok(), calls.map(Calls), "{text}");
         }
     }

@@ -45,27 +45,17 @@ impl Deployment {
     }
 
     fn pod_name(&self, index: usize) -> String {
-        format!(
-            "{}-{}",
-            self.replica_set_name(),
-            letters(&format!("{} {index}", self.name), 5)
-        )
+        format!("{}-{}", self.replica_set_name(), letters(&format!("{} {index}", self.name), 5))
     }
 
     fn labels(&self, more: &[(&str, &str)]) -> Value {
         labels(
-            self.labels
-                .iter()
-                .map(|(key, value)| (key.as_str(), value.as_str()))
-                .chain(more.iter().copied()),
+            self.labels.iter().map(|(key, value)| (key.as_str(), value.as_str())).chain(more.iter().copied()),
         )
     }
 
     fn label(&self, key: &str) -> Option<&str> {
-        self.labels
-            .iter()
-            .find(|(known, _)| known == key)
-            .map(|(_, value)| value.as_str())
+        self.labels.iter().find(|(known, _)| known == key).map(|(_, value)| value.as_str())
     }
 
     fn app_container(&self) -> Value {
@@ -95,12 +85,7 @@ impl Deployment {
     fn replica_set(&self) -> Value {
         let (count, hash) = (self.pods.len(), self.hash());
         let hashed = [("pod-template-hash", hash.as_str())];
-        let mut object = object(
-            "apps/v1",
-            "ReplicaSet",
-            Some(&self.namespace),
-            &self.replica_set_name(),
-        );
+        let mut object = object("apps/v1", "ReplicaSet", Some(&self.namespace), &self.replica_set_name());
         object["metadata"]["labels"] = self.labels(&hashed);
         object["metadata"]["ownerReferences"] = owner("Deployment", &self.namespace, &self.name);
         object["spec"] = json!({
@@ -124,10 +109,7 @@ impl Deployment {
             ("pod-template-hash", &hash),
             ("security.istio.io/tlsMode", "istio"),
             ("service.istio.io/canonical-name", canonical),
-            (
-                "service.istio.io/canonical-revision",
-                self.label("version").unwrap_or("latest"),
-            ),
+            ("service.istio.io/canonical-revision", self.label("version").unwrap_or("latest")),
         ]);
         object["metadata"]["ownerReferences"] =
             owner("ReplicaSet", &self.namespace, &self.replica_set_name());
@@ -161,11 +143,8 @@ impl Deployment {
 pub fn namespace(name: &str, injected: bool) -> Value {
     let mut object = object("v1", "Namespace", None, name);
     let injection = injected.then_some(("istio-injection", "enabled"));
-    object["metadata"]["labels"] = labels(
-        injection
-            .into_iter()
-            .chain([("kubernetes.io/metadata.name", name)]),
-    );
+    object["metadata"]["labels"] =
+        labels(injection.into_iter().chain([("kubernetes.io/metadata.name", name)]));
     object["spec"] = json!({ "finalizers": ["kubernetes"] });
     object["status"] = json!({ "phase": "Active" });
     object
@@ -198,18 +177,11 @@ pub fn service<'a>(
     });
     front["status"] = json!({ "loadBalancer": {} });
     let slice = |family: &str, address: fn(&Host) -> String| {
-        let name = format!(
-            "{}-{}",
-            service.name,
-            letters(&format!("{} {family}", service.name), 5)
-        );
+        let name = format!("{}-{}", service.name, letters(&format!("{} {family}", service.name), 5));
         let mut slice = object("discovery.k8s.io/v1", "EndpointSlice", Some(namespace), &name);
         slice["metadata"]["generateName"] = json!(format!("{}-", service.name));
         slice["metadata"]["labels"] = labels(selector.iter().copied().chain([
-            (
-                "endpointslice.kubernetes.io/managed-by",
-                "endpointslice-controller.k8s.io",
-            ),
+            ("endpointslice.kubernetes.io/managed-by", "endpointslice-controller.k8s.io"),
             ("kubernetes.io/service-name", service.name.as_str()),
         ]));
         let mut owners = owner("Service", namespace, &service.name);
@@ -238,10 +210,7 @@ pub fn service<'a>(
             .collect();
         slice
     };
-    let slices = [
-        slice("IPv4", |pod| pod.v4().to_string()),
-        slice("IPv6", |pod| pod.v6().to_string()),
-    ];
+    let slices = [slice("IPv4", |pod| pod.v4().to_string()), slice("IPv6", |pod| pod.v6().to_string())];
     [front].into_iter().chain(slices).collect()
 }
 
@@ -260,12 +229,7 @@ pub fn kubernetes_service() -> Vec<Value> {
         "type": "ClusterIP",
     });
     front["status"] = json!({ "loadBalancer": {} });
-    let mut slice = object(
-        "discovery.k8s.io/v1",
-        "EndpointSlice",
-        Some("default"),
-        "kubernetes",
-    );
+    let mut slice = object("discovery.k8s.io/v1", "EndpointSlice", Some("default"), "kubernetes");
     slice["metadata"]["labels"] = labels([("kubernetes.io/service-name", "kubernetes")].into_iter());
     slice["addressType"] = json!("IPv4");
     slice["endpoints"] = json!([{ "addresses": [NODE_V4.to_string()], "conditions": { "ready": true } }]);
@@ -302,11 +266,7 @@ fn owner(kind: &str, namespace: &str, name: &str) -> Value {
 }
 
 fn labels<'a>(pairs: impl Iterator<Item = (&'a str, &'a str)>) -> Value {
-    Value::Object(
-        pairs
-            .map(|(key, value)| (key.to_owned(), json!(value)))
-            .collect::<Map<_, _>>(),
-    )
+    Value::Object(pairs.map(|(key, value)| (key.to_owned(), json!(value))).collect::<Map<_, _>>())
 }
 
 /// A uid that an object keeps from run to run.
@@ -337,9 +297,8 @@ fn letters(seed: &str, count: usize) -> String {
 
 /// FNV-1a: the standard library's hashers do not promise the same value tomorrow.
 fn fnv(text: &str) -> u64 {
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    })
+    text.bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 #[cfg(test)]
@@ -358,13 +317,7 @@ mod tests {
     fn a_list_is_yaml_that_reads_back() {
         let text = list(vec![namespace("default", true)]).unwrap();
         let value: Value = serde_saphyr::from_str(&text).unwrap();
-        assert_eq!(
-            value["items"][0]["metadata"]["labels"]["istio-injection"],
-            "enabled"
-        );
-        assert_eq!(
-            value["items"][0]["metadata"]["resourceVersion"], "1",
-            "a text stays a text"
-        );
+        assert_eq!(value["items"][0]["metadata"]["labels"]["istio-injection"], "enabled");
+        assert_eq!(value["items"][0]["metadata"]["resourceVersion"], "1", "a text stays a text");
     }
 }

@@ -93,22 +93,9 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<()> {
     match command {
-        Command::Demo {
-            sidescope,
-            out,
-            load,
-            spread,
-            keep,
-        } => {
+        Command::Demo { sidescope, out, load, spread, keep } => {
             let testbed = std::env::current_exe().context("cannot find this program")?;
-            demo::run(&demo::Options {
-                sidescope,
-                testbed,
-                out,
-                calls: load,
-                spread,
-                keep,
-            })
+            demo::run(&demo::Options { sidescope, testbed, out, calls: load, spread, keep })
         }
         Command::List => {
             for (id, owner) in bed::list()? {
@@ -121,12 +108,9 @@ fn run(command: Command) -> Result<()> {
         }
         Command::End { id } => bed::end(&id),
         Command::App { role, resolve } => bookinfo::app::run(role, resolve),
-        Command::Load {
-            url,
-            resolve,
-            count,
-            rate,
-        } => bookinfo::load::run(&url, resolve, Load { count, rate }),
+        Command::Load { url, resolve, count, rate } => {
+            bookinfo::load::run(&url, resolve, Load { count, rate })
+        }
         Command::Get { url, resolve } => bookinfo::load::get(&url, resolve),
         Command::Greet { port, text } => tcp::greet(port, &text),
         Command::Connect { address } => tcp::connect(address),
@@ -141,8 +125,7 @@ fn run(command: Command) -> Result<()> {
 
 fn seconds(text: &str) -> Result<Duration, String> {
     let number = text.strip_suffix('s').unwrap_or(text).parse::<f64>().ok();
-    let time = number
-        .and_then(|number| Duration::try_from_secs_f64(number).ok())
-        .filter(|time| !time.is_zero());
+    let time =
+        number.and_then(|number| Duration::try_from_secs_f64(number).ok()).filter(|time| !time.is_zero());
     time.ok_or_else(|| "expected a number of seconds".to_owned())
 }

@@ -28,10 +28,6 @@ pub fn connect(address: SocketAddr) -> Result<()> {
         TcpStream::connect_timeout(&address, TIMEOUT).with_context(|| format!("connect to {address}"))?;
     stream.set_read_timeout(Some(TIMEOUT))?;
     let mut text = String::new();
-    stream
-        .read_to_string(&mut text)
-        .with_context(|| format!("read from {address}"))?;
-    io::stdout()
-        .write_all(text.as_bytes())
-        .context("cannot write to standard output")
+    stream.read_to_string(&mut text).with_context(|| format!("read from {address}"))?;
+    io::stdout().write_all(text.as_bytes()).context("cannot write to standard output")
 }

@@ -38,11 +38,7 @@ fn refusal(from: &Host, address: impl Into<IpAddr>) -> Result<String> {
         Ok(text) => return Err(anyhow!("connected, and read `{text}`")),
         Err(error) => format!("{error:#}"),
     };
-    ensure!(
-        start.elapsed() < Duration::from_secs(2),
-        "it took {:?}: {error}",
-        start.elapsed()
-    );
+    ensure!(start.elapsed() < Duration::from_secs(2), "it took {:?}: {error}", start.elapsed());
     Ok(error)
 }
 
@@ -52,20 +48,12 @@ fn machine() -> Result<Vec<String>> {
     for program in ["iptables-save", "ip6tables-save"] {
         let output = Cmd::new(program).run()?.stdout;
         lines.extend(
-            String::from_utf8(output)?
-                .lines()
-                .filter(|line| line.starts_with('-'))
-                .map(str::to_owned),
+            String::from_utf8(output)?.lines().filter(|line| line.starts_with('-')).map(str::to_owned),
         );
     }
     let output = Cmd::new("ip").args(["-o", "link"]).run()?.stdout;
     let names = String::from_utf8(output)?;
-    lines.extend(
-        names
-            .lines()
-            .filter_map(|line| line.split_whitespace().nth(1))
-            .map(str::to_owned),
-    );
+    lines.extend(names.lines().filter_map(|line| line.split_whitespace().nth(1)).map(str::to_owned));
     Ok(lines)
 }
 
@@ -73,12 +61,7 @@ fn machine() -> Result<Vec<String>> {
 fn traces(id: &str, cgroup: &Path) -> Result<Vec<String>> {
     let mut found = Vec::new();
     let namespaces = String::from_utf8(Cmd::new("ip").args(["netns", "list"]).run()?.stdout)?;
-    found.extend(
-        namespaces
-            .lines()
-            .filter(|line| line.contains(&format!("ss-{id}-")))
-            .map(str::to_owned),
-    );
+    found.extend(namespaces.lines().filter(|line| line.contains(&format!("ss-{id}-"))).map(str::to_owned));
     for path in [cgroup.to_owned(), Path::new("/run/sidescope-bed").join(id)] {
         if path.exists() {
             found.push(path.display().to_string());
@@ -111,27 +94,12 @@ fn bookinfo_answers_through_all_tiers() -> Result<()> {
         assert_eq!(page["details"]["year"], 1595);
         let reviews = &page["reviews"];
         let version = reviews["podname"].as_str().context("no podname")?.to_owned();
-        let stars = if version == "reviews-v1" {
-            serde_json::Value::Null
-        } else {
-            serde_json::json!([5, 4])
-        };
+        let stars = if version == "reviews-v1" { serde_json::Value::Null } else { serde_json::json!([5, 4]) };
         assert_eq!(reviews["ratings"]["ratings"], stars, "{version}");
         *versions.entry(version).or_default() += 1;
     }
-    assert_eq!(
-        versions.values().copied().collect::<Vec<_>>(),
-        [2, 2, 2],
-        "{versions:?}"
-    );
-    let load = bookinfo::start_load(
-        &bed,
-        Path::new(TESTBED),
-        Load {
-            count: Some(20),
-            rate: None,
-        },
-    )?;
+    assert_eq!(versions.values().copied().collect::<Vec<_>>(), [2, 2, 2], "{versions:?}");
+    let load = bookinfo::start_load(&bed, Path::new(TESTBED), Load { count: Some(20), rate: None })?;
     load.success(SOON)?;
     assert!(load.log()?.starts_with("20 calls in "), "{}", load.log()?);
     bed.end()
@@ -146,29 +114,13 @@ fn the_inventory_tells_what_runs() -> Result<()> {
     let list: serde_json::Value = serde_saphyr::from_str(&text)?;
     let items = list["items"].as_array().context("no items")?;
     let count = |kind: &str| items.iter().filter(|item| item["kind"] == kind).count();
-    let kinds = [
-        "Namespace",
-        "Deployment",
-        "ReplicaSet",
-        "Pod",
-        "Service",
-        "EndpointSlice",
-    ];
+    let kinds = ["Namespace", "Deployment", "ReplicaSet", "Pod", "Service", "EndpointSlice"];
     assert_eq!(kinds.map(count), [1, 7, 7, 7, 6, 11]);
     let productpage = bed.pod("productpage-v1")?.v4().to_string();
-    let pod = items
-        .iter()
-        .find(|item| item["status"]["podIP"] == *productpage)
-        .context("no productpage")?;
-    assert_eq!(
-        pod["metadata"]["labels"]["service.istio.io/canonical-name"],
-        "productpage"
-    );
+    let pod = items.iter().find(|item| item["status"]["podIP"] == *productpage).context("no productpage")?;
+    assert_eq!(pod["metadata"]["labels"]["service.istio.io/canonical-name"], "productpage");
     let set = &pod["metadata"]["ownerReferences"][0];
-    let set = items
-        .iter()
-        .find(|item| item["metadata"]["uid"] == set["uid"])
-        .context("no owner")?;
+    let set = items.iter().find(|item| item["metadata"]["uid"] == set["uid"]).context("no owner")?;
     assert_eq!(set["metadata"]["ownerReferences"][0]["name"], "productpage-v1");
     bed.end()
 }
@@ -180,24 +132,14 @@ fn a_cluster_ip_takes_its_endpoints_in_turn_and_follows_them() -> Result<()> {
     let client = bed.add_pod("client")?;
     let service = bed.add_service("greeters", &[ServicePort::tcp("tcp", 80)], &[&a, &b, &c])?;
     for address in [IpAddr::from(service.v4), IpAddr::from(service.v6)] {
-        let answers = (0..6)
-            .map(|_| connect(&client, address))
-            .collect::<Result<Vec<_>>>()?;
+        let answers = (0..6).map(|_| connect(&client, address)).collect::<Result<Vec<_>>>()?;
         assert_eq!(answers, ["a", "b", "c", "a", "b", "c"], "{address}");
     }
     bed.set_endpoints("greeters", &[&b])?;
     assert_eq!(connect(&client, service.v4)?, "b");
-    assert_eq!(
-        connect(&b, service.v4)?,
-        "b",
-        "a pod reaches itself through its service"
-    );
+    assert_eq!(connect(&b, service.v4)?, "b", "a pod reaches itself through its service");
     assert_eq!(connect(&b, service.v6)?, "b");
-    assert_eq!(
-        connect(&bed.node()?, service.v4)?,
-        "b",
-        "the node has ClusterIPs too"
-    );
+    assert_eq!(connect(&bed.node()?, service.v4)?, "b", "the node has ClusterIPs too");
     assert_eq!(connect(&client, a.v4())?, "a", "pods reach each other directly");
     assert_eq!(connect(&client, a.v6())?, "a");
     bed.end()
@@ -209,25 +151,13 @@ fn what_cannot_be_reached_says_so_at_once() -> Result<()> {
     let client = bed.add_pod("client")?;
     let service = bed.add_service("nobody", &[ServicePort::tcp("tcp", 80)], &[])?;
     for _ in 0..10 {
-        assert!(
-            refusal(&client, service.v4)?.contains("refused"),
-            "a service without endpoints"
-        );
+        assert!(refusal(&client, service.v4)?.contains("refused"), "a service without endpoints");
     }
-    assert!(
-        refusal(&client, service.v6)?.contains("refused"),
-        "a service without endpoints"
-    );
-    assert!(
-        refusal(&bed.node()?, service.v4)?.contains("refused"),
-        "the same from the node"
-    );
+    assert!(refusal(&client, service.v6)?.contains("refused"), "a service without endpoints");
+    assert!(refusal(&bed.node()?, service.v4)?.contains("refused"), "the same from the node");
     let beyond: [IpAddr; 2] = ["203.0.113.1".parse()?, "2001:db8::1".parse()?];
     for address in beyond {
-        assert!(
-            refusal(&client, address)?.contains("unreachable"),
-            "the node has no route"
-        );
+        assert!(refusal(&client, address)?.contains("unreachable"), "the node has no route");
         client.unroute(&address.to_string())?;
         let refused = refusal(&client, address)?;
         assert!(
@@ -258,10 +188,7 @@ fn a_process_has_the_place_and_the_user_that_were_asked_for() -> Result<()> {
     let output = pod.run(&Cmd::new("sh").args(["-c", script]).uid(1337))?;
     let text = String::from_utf8(output.stdout)?;
     assert!(text.starts_with("1337\n1337\n1337\n"), "{text}");
-    assert!(
-        text.contains(&format!("sidescope-bed-{}/kubepods/a\n", bed.id())),
-        "{text}"
-    );
+    assert!(text.contains(&format!("sidescope-bed-{}/kubepods/a\n", bed.id())), "{text}");
     let own = fs::read_link("/proc/self/ns/net")?.display().to_string();
     assert!(!text.contains(&own), "{text}");
     bed.end()
@@ -270,18 +197,9 @@ fn a_process_has_the_place_and_the_user_that_were_asked_for() -> Result<()> {
 #[test]
 fn a_failure_names_place_command_and_what_it_said() -> Result<()> {
     let bed = Bed::new()?;
-    let error = bed
-        .add_pod("a")?
-        .run(&Cmd::new("cat").arg("/no such file"))
-        .unwrap_err();
+    let error = bed.add_pod("a")?.run(&Cmd::new("cat").arg("/no such file")).unwrap_err();
     let text = format!("{error:#}");
-    assert!(
-        text.contains(&format!(
-            "in ss-{}-a: `cat '/no such file'`: exit status: 1",
-            bed.id()
-        )),
-        "{text}"
-    );
+    assert!(text.contains(&format!("in ss-{}-a: `cat '/no such file'`: exit status: 1", bed.id())), "{text}");
     assert!(text.contains("No such file or directory"), "{text}");
     bed.end()
 }
@@ -342,10 +260,7 @@ fn a_signal_to_the_owner_ends_the_bed() -> Result<()> {
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
         let (mut owner, id, _) = other_owner()?;
         let like = Bed::new()?;
-        assert!(
-            traces(&id, &cgroup_of(&id, &like))?.len() > 3,
-            "a bed with an owner is not swept"
-        );
+        assert!(traces(&id, &cgroup_of(&id, &like))?.len() > 3, "a bed with an owner is not swept");
         kill(Pid::from_raw(i32::try_from(owner.id())?), signal)?;
         assert!(owner.wait()?.success());
         assert_eq!(traces(&id, &cgroup_of(&id, &like))?, Vec::<String>::new());
@@ -367,39 +282,18 @@ fn the_demo_shows_what_the_watcher_wrote_and_leaves_nothing() -> Result<()> {
     let out = folder.join("out");
     let demo = |more: &[&str]| {
         let mut demo = Command::new(TESTBED);
-        demo.args(["demo", "--load", "6", "--sidescope"])
-            .arg(&watcher)
-            .arg("--out")
-            .arg(&out)
-            .args(more);
-        demo.env("SUDO_UID", "1000")
-            .env("SUDO_GID", "1001")
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        demo.args(["demo", "--load", "6", "--sidescope"]).arg(&watcher).arg("--out").arg(&out).args(more);
+        demo.env("SUDO_UID", "1000").env("SUDO_GID", "1001").stdout(Stdio::piped()).stderr(Stdio::piped());
         demo
     };
     let output = demo(&[]).output()?;
-    let (said, told) = (
-        String::from_utf8(output.stdout)?,
-        String::from_utf8(output.stderr)?,
-    );
+    let (said, told) = (String::from_utf8(output.stdout)?, String::from_utf8(output.stderr)?);
     assert!(output.status.success(), "{said}\n{told}");
     assert!(said.starts_with("the report\n"), "{said}");
-    assert!(
-        said.contains("sidecars/default/reviews.yaml\nkind: Sidecar\n"),
-        "{said}"
-    );
+    assert!(said.contains("sidecars/default/reviews.yaml\nkind: Sidecar\n"), "{said}");
     assert!(told.contains("6 calls in "), "{told}");
-    assert_eq!(
-        std::os::unix::fs::MetadataExt::uid(&fs::metadata(out.join("graph.json"))?),
-        1000
-    );
-    let id = told
-        .split("bed ")
-        .nth(1)
-        .and_then(|rest| rest.split(':').next())
-        .context("no id")?
-        .to_owned();
+    assert_eq!(std::os::unix::fs::MetadataExt::uid(&fs::metadata(out.join("graph.json"))?), 1000);
+    let id = told.split("bed ").nth(1).and_then(|rest| rest.split(':').next()).context("no id")?.to_owned();
     let like = Bed::new()?;
     assert_eq!(traces(&id, &cgroup_of(&id, &like))?, Vec::<String>::new());
 
@@ -412,9 +306,7 @@ fn the_demo_shows_what_the_watcher_wrote_and_leaves_nothing() -> Result<()> {
     let mut lines = BufReader::new(kept.stderr.take().context("no pipe")?).lines();
     let id = loop {
         let line = lines.next().context("the demo has ended")??;
-        if let Some((_, rest)) = line
-            .split_once("==> bed ")
-            .filter(|(_, rest)| rest.contains("stays until"))
+        if let Some((_, rest)) = line.split_once("==> bed ").filter(|(_, rest)| rest.contains("stays until"))
         {
             break rest.split(' ').next().context("no id")?.to_owned();
         }

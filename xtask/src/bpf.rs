@@ -51,20 +51,13 @@ impl Compiler {
     pub(crate) fn choose(wanted: Option<&OsStr>) -> Result<Self, Missing> {
         let all = [Self::Debian, Self::DebianBuildStd, Self::Nightly];
         let Some(wanted) = wanted.filter(|name| !name.is_empty()) else {
-            return Self::BY_DEFAULT
-                .into_iter()
-                .find(|compiler| compiler.is_here())
-                .ok_or(Missing::Compiler);
+            return Self::BY_DEFAULT.into_iter().find(|compiler| compiler.is_here()).ok_or(Missing::Compiler);
         };
         let compiler = all
             .into_iter()
             .find(|compiler| wanted == compiler.name())
             .ok_or_else(|| Missing::Unknown(wanted.to_string_lossy().into_owned()))?;
-        if compiler.is_here() {
-            Ok(compiler)
-        } else {
-            Err(Missing::Wanted(compiler))
-        }
+        if compiler.is_here() { Ok(compiler) } else { Err(Missing::Wanted(compiler)) }
     }
 
     /// Whether everything that this way of building needs is on the machine, the linker aside.
@@ -74,9 +67,8 @@ impl Compiler {
             Self::Debian => debian(),
             Self::DebianBuildStd => debian() && Path::new(DEBIAN_SOURCE).exists(),
             Self::Nightly => {
-                let sysroot = Command::new("rustup")
-                    .args(["run", "nightly", "rustc", "--print=sysroot"])
-                    .output();
+                let sysroot =
+                    Command::new("rustup").args(["run", "nightly", "rustc", "--print=sysroot"]).output();
                 sysroot.is_ok_and(|output| {
                     let sysroot = String::from_utf8_lossy(&output.stdout);
                     let source =
@@ -103,10 +95,7 @@ impl Compiler {
             }
             Self::Nightly => {
                 let mut rustup = Command::new("rustup");
-                rustup
-                    .args(["run", "nightly", "cargo"])
-                    .env_remove("RUSTC")
-                    .env_remove("CARGO");
+                rustup.args(["run", "nightly", "cargo"]).env_remove("RUSTC").env_remove("CARGO");
                 rustup
             }
         };
@@ -167,11 +156,7 @@ impl std::error::Error for Missing {}
 
 /// Where tools are kept that cargo builds for us; outside the repository, so that a fresh clone finds them again.
 pub(crate) fn tools_dir() -> Option<PathBuf> {
-    let var = |name| {
-        env::var_os(name)
-            .filter(|value| !value.is_empty())
-            .map(PathBuf::from)
-    };
+    let var = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let cache = var("XDG_CACHE_HOME").or_else(|| Some(var("HOME")?.join(".cache")))?;
     Some(cache.join("sidescope/tools"))
 }
@@ -180,10 +165,7 @@ pub(crate) fn tools_dir() -> Option<PathBuf> {
 pub(crate) fn tool(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let own = tools_dir().map(|tools| tools.join("bin"));
-    env::split_paths(&path)
-        .chain(own)
-        .map(|dir| dir.join(name))
-        .find(|file| file.is_file())
+    env::split_paths(&path).chain(own).map(|dir| dir.join(name)).find(|file| file.is_file())
 }
 
 /// The linker of the kernel programs.
@@ -206,11 +188,7 @@ pub(crate) struct Compilation<'a> {
 
 impl Compilation<'_> {
     fn target(&self) -> &'static str {
-        if self.big_endian {
-            "bpfeb-unknown-none"
-        } else {
-            "bpfel-unknown-none"
-        }
+        if self.big_endian { "bpfeb-unknown-none" } else { "bpfel-unknown-none" }
     }
 
     /// `cargo SUBCOMMAND` over the kernel programs.

@@ -13,10 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 /// The folder of the repository.
 pub(crate) fn root_dir() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("xtask lies in the repository")
-        .to_owned()
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the repository").to_owned()
 }
 
 /// The cargo that runs us.
@@ -36,10 +33,7 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
 /// What `command` prints on stdout, or nothing where it fails or is not there.
 pub(crate) fn stdout(command: &mut Command) -> Option<String> {
     let output = command.stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
-    output
-        .status
-        .success()
-        .then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// `command` as one would type it.
@@ -74,10 +68,7 @@ impl Root {
             return Ok(Self::Sudo);
         }
         if stdin().is_terminal()
-            && Command::new("sudo")
-                .arg("-v")
-                .status()
-                .is_ok_and(|status| status.success())
+            && Command::new("sudo").arg("-v").status().is_ok_and(|status| status.success())
         {
             return Ok(Self::SudoMayAsk);
         }

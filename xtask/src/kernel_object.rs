@@ -12,16 +12,9 @@ pub(crate) type Entry = (String, String);
 pub(crate) fn entries(file: &Path) -> Result<BTreeSet<Entry>> {
     let bytes = fs::read(file).with_context(|| file.display().to_string())?;
     let object = object::File::parse(&*bytes).with_context(|| file.display().to_string())?;
-    ensure!(
-        object.section_by_name(".BTF").is_some(),
-        "{}: no BTF",
-        file.display()
-    );
+    ensure!(object.section_by_name(".BTF").is_some(), "{}: no BTF", file.display());
     let mut entries = BTreeSet::new();
-    for symbol in object
-        .symbols()
-        .filter(|symbol| symbol.is_global() && !symbol.is_undefined())
-    {
+    for symbol in object.symbols().filter(|symbol| symbol.is_global() && !symbol.is_undefined()) {
         let Some(index) = symbol.section_index() else {
             continue;
         };
@@ -39,10 +32,7 @@ pub(crate) fn entries(file: &Path) -> Result<BTreeSet<Entry>> {
 /// Says which entries only one of two objects has.
 pub(crate) fn ensure_same(one: &BTreeSet<Entry>, other: &BTreeSet<Entry>) -> Result<()> {
     let difference: Vec<_> = one.symmetric_difference(other).collect();
-    ensure!(
-        difference.is_empty(),
-        "only one of the two objects has {difference:?}"
-    );
+    ensure!(difference.is_empty(), "only one of the two objects has {difference:?}");
     Ok(())
 }
 
@@ -51,18 +41,13 @@ mod tests {
     use super::*;
 
     fn set(names: &[&str]) -> BTreeSet<Entry> {
-        names
-            .iter()
-            .map(|name| ("cgroup/connect4".to_owned(), (*name).to_owned()))
-            .collect()
+        names.iter().map(|name| ("cgroup/connect4".to_owned(), (*name).to_owned())).collect()
     }
 
     #[test]
     fn a_program_that_one_object_lacks_is_named() {
         ensure_same(&set(&["a", "b"]), &set(&["b", "a"])).unwrap();
-        let error = ensure_same(&set(&["a", "b"]), &set(&["a"]))
-            .unwrap_err()
-            .to_string();
+        let error = ensure_same(&set(&["a", "b"]), &set(&["a"])).unwrap_err().to_string();
         assert!(error.contains("\"b\"") && !error.contains("\"a\""), "{error}");
     }
 

@@ -87,13 +87,7 @@ fn demo(keep: bool, load: Option<u32>) -> Result<()> {
     setup::run(Needs::Demo)?;
     build(true)?;
     let mut testbed = root.command("target/release/testbed");
-    testbed.args([
-        "demo",
-        "--sidescope",
-        "target/release/sidescope",
-        "--out",
-        "target/demo",
-    ]);
+    testbed.args(["demo", "--sidescope", "target/release/sidescope", "--out", "target/demo"]);
     if keep {
         testbed.arg("--keep");
     }

@@ -30,11 +30,7 @@ pub(crate) struct Parts {
 }
 
 /// Commands of the test bed, and the packages that have them.
-const TEST_BED: [(&str, &str); 3] = [
-    ("ip", "iproute2"),
-    ("iptables", "iptables"),
-    ("nsenter", "util-linux"),
-];
+const TEST_BED: [(&str, &str); 3] = [("ip", "iproute2"), ("iptables", "iptables"), ("nsenter", "util-linux")];
 
 const DEBIAN_COMPILER: [&str; 2] = ["rustc-web", "libstd-rust-web-dev-bpf"];
 const BPF_LINKER: &str = "0.13.0";
@@ -45,11 +41,8 @@ const LLVMS: [u32; 3] = [22, 23, 21];
 pub(crate) fn run(needs: Needs) -> Result<Parts> {
     let mut apt = Apt::default();
     if matches!(needs, Needs::Demo | Needs::Tests) {
-        let missing: Vec<&str> = TEST_BED
-            .iter()
-            .filter(|(name, _)| !is_command(name))
-            .map(|(_, package)| *package)
-            .collect();
+        let missing: Vec<&str> =
+            TEST_BED.iter().filter(|(name, _)| !is_command(name)).map(|(_, package)| *package).collect();
         apt.install("the test bed's network namespaces", &missing)?;
     }
     let compiler = compiler(&mut apt)?;
@@ -64,17 +57,10 @@ pub(crate) fn run(needs: Needs) -> Result<Parts> {
     if needs == Needs::Tests {
         let source_to_build_core_from = compiler == Compiler::Debian && !Compiler::Nightly.is_here();
         if source_to_build_core_from && !Compiler::DebianBuildStd.is_here() {
-            apt.install(
-                "building the kernel programs the way that nightly does",
-                &["rust-web-src"],
-            )?;
+            apt.install("building the kernel programs the way that nightly does", &["rust-web-src"])?;
         }
         if bpf::tool("cargo-deny").is_none() {
-            install_tool(
-                "checking licences and dependencies",
-                Command::new("cargo"),
-                &["cargo-deny"],
-            )?;
+            install_tool("checking licences and dependencies", Command::new("cargo"), &["cargo-deny"])?;
         }
     }
     Ok(Parts { compiler, linker })
@@ -102,13 +88,7 @@ fn compiler(apt: &mut Apt) -> Result<Compiler> {
                  this again"
             );
             let mut rustup = Command::new("rustup");
-            rustup.args([
-                "toolchain",
-                "install",
-                "nightly",
-                "--profile=minimal",
-                "--component=rust-src",
-            ]);
+            rustup.args(["toolchain", "install", "nightly", "--profile=minimal", "--component=rust-src"]);
             announce(purpose, &rustup);
             command::run(rustup.stdin(Stdio::null()))
                 .context("rustup could not install nightly with rust-src")?;
@@ -130,12 +110,7 @@ fn install_linker(apt: &mut Apt, compiler: Compiler) -> Result<PathBuf> {
     let version = version.context("the compiler of the kernel programs does not tell its version of LLVM")?;
     for llvm in LLVMS.into_iter().filter(|llvm| *llvm >= version) {
         let packages = [format!("llvm-{llvm}-dev"), format!("libpolly-{llvm}-dev")];
-        let packages = [
-            packages[0].as_str(),
-            packages[1].as_str(),
-            "libzstd-dev",
-            "zlib1g-dev",
-        ];
+        let packages = [packages[0].as_str(), packages[1].as_str(), "libzstd-dev", "zlib1g-dev"];
         let missing = apt.missing(&packages)?;
         if !apt.offers(&missing)? {
             continue;
@@ -144,14 +119,7 @@ fn install_linker(apt: &mut Apt, compiler: Compiler) -> Result<PathBuf> {
         let mut command = Command::new("cargo");
         command.env("LLVM_PREFIX", format!("/usr/lib/llvm-{llvm}"));
         let feature = format!("llvm-{llvm}");
-        let args = [
-            "bpf-linker",
-            "--version",
-            BPF_LINKER,
-            "--no-default-features",
-            "--features",
-            &feature,
-        ];
+        let args = ["bpf-linker", "--version", BPF_LINKER, "--no-default-features", "--features", &feature];
         install_tool("linking the kernel programs", command, &args)?;
         return Ok(bpf::linker()?);
     }
@@ -200,11 +168,7 @@ fn component_of(toolchain: Option<&str>, component: &str) -> Result<()> {
 fn install_tool(purpose: &str, mut cargo: Command, args: &[&str]) -> Result<()> {
     let tools =
         bpf::tools_dir().context("neither HOME nor XDG_CACHE_HOME is set: there is no place for tools")?;
-    cargo
-        .arg("install")
-        .args(args)
-        .args(["--locked", "--quiet", "--root"])
-        .arg(&tools);
+    cargo.arg("install").args(args).args(["--locked", "--quiet", "--root"]).arg(&tools);
     // The folder of the tools is not on PATH and need not be: cargo's advice to put it there would mislead.
     cargo.env("PATH", path_with(&tools.join("bin"))?);
     announce(&format!("{purpose} (takes a few minutes, once)"), &cargo);
@@ -224,9 +188,7 @@ fn announce(purpose: &str, command: &Command) {
 fn is_command(name: &str) -> bool {
     let path = env::var_os("PATH").unwrap_or_default();
     let of_root = ["/usr/sbin", "/sbin"].map(PathBuf::from);
-    env::split_paths(&path)
-        .chain(of_root)
-        .any(|dir| dir.join(name).is_file())
+    env::split_paths(&path).chain(of_root).any(|dir| dir.join(name).is_file())
 }
 
 /// Debian's and Ubuntu's packages.
@@ -259,12 +221,7 @@ impl Apt {
             return Ok(false);
         }
         self.update()?;
-        let policy = stdout(
-            Command::new("apt-cache")
-                .env("LC_ALL", "C")
-                .arg("policy")
-                .args(packages),
-        );
+        let policy = stdout(Command::new("apt-cache").env("LC_ALL", "C").arg("policy").args(packages));
         Ok(without_candidate(packages, &policy.unwrap_or_default()).is_empty())
     }
 
@@ -297,32 +254,16 @@ impl Apt {
 fn apt_get(args: &[&str]) -> Result<Command> {
     let mut command = Root::obtain().context("packages are missing")?.command("env");
     // Another apt-get may be at work, as on a machine that has just booted.
-    command.args([
-        "DEBIAN_FRONTEND=noninteractive",
-        "apt-get",
-        "-qq",
-        "-o",
-        "DPkg::Lock::Timeout=300",
-    ]);
-    command
-        .args(["-o", "Dpkg::Use-Pty=0"])
-        .args(args)
-        .stdin(Stdio::null());
+    command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq", "-o", "DPkg::Lock::Timeout=300"]);
+    command.args(["-o", "Dpkg::Use-Pty=0"]).args(args).stdin(Stdio::null());
     Ok(command)
 }
 
 /// The packages that dpkg-query's lines `NAME STATUS` do not show as installed.
 fn not_installed<'a>(packages: &[&'a str], query: &str) -> Vec<&'a str> {
-    let installed = |package: &&str| {
-        query
-            .lines()
-            .any(|line| line.split_once(' ') == Some((*package, "installed")))
-    };
-    packages
-        .iter()
-        .filter(|package| !installed(package))
-        .copied()
-        .collect()
+    let installed =
+        |package: &&str| query.lines().any(|line| line.split_once(' ') == Some((*package, "installed")));
+    packages.iter().filter(|package| !installed(package)).copied().collect()
 }
 
 /// The packages for which `apt-cache policy` has no version to install.
@@ -332,26 +273,16 @@ fn without_candidate<'a>(packages: &[&'a str], policy: &str) -> Vec<&'a str> {
     for line in policy.lines() {
         if let Some(name) = line.strip_suffix(':').filter(|name| !name.starts_with(' ')) {
             current = name;
-        } else if line
-            .trim()
-            .strip_prefix("Candidate: ")
-            .is_some_and(|version| version != "(none)")
-        {
+        } else if line.trim().strip_prefix("Candidate: ").is_some_and(|version| version != "(none)") {
             offered.push(current);
         }
     }
-    packages
-        .iter()
-        .filter(|package| !offered.contains(*package))
-        .copied()
-        .collect()
+    packages.iter().filter(|package| !offered.contains(*package)).copied().collect()
 }
 
 /// The major version of LLVM in what `rustc -vV` prints.
 fn llvm_major(version: &str) -> Option<u32> {
-    let version = version
-        .lines()
-        .find_map(|line| line.strip_prefix("LLVM version: "))?;
+    let version = version.lines().find_map(|line| line.strip_prefix("LLVM version: "))?;
     version.split('.').next()?.trim().parse().ok()
 }
 
@@ -373,19 +304,13 @@ mod tests {
     fn a_package_is_offered_only_with_a_candidate() {
         let policy = "rustc-web:\n  Installed: (none)\n  Candidate: 1.96.0\n  Version table:\n     1.96.0 500\n\
                       gone:\n  Installed: 1.0\n  Candidate: (none)\n";
-        assert_eq!(
-            without_candidate(&["rustc-web", "gone", "unknown"], policy),
-            ["gone", "unknown"]
-        );
+        assert_eq!(without_candidate(&["rustc-web", "gone", "unknown"], policy), ["gone", "unknown"]);
     }
 
     #[test]
     fn the_llvm_of_a_compiler_is_read_from_its_version() {
         let of = |text| llvm_major(text);
-        assert_eq!(
-            of("rustc 1.96.0\nrelease: 1.96.0\nLLVM version: 22.1.8\n"),
-            Some(22)
-        );
+        assert_eq!(of("rustc 1.96.0\nrelease: 1.96.0\nLLVM version: 22.1.8\n"), Some(22));
         assert_eq!(of("rustc 1.96.0\n"), None);
         assert_eq!(of("LLVM version: many\n"), None);
     }

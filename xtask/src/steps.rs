@@ -25,11 +25,7 @@ impl Steps {
         let start = Instant::now();
         let result = work();
         let took = start.elapsed();
-        let outcome = if result.is_ok() {
-            Outcome::Passed
-        } else {
-            Outcome::Failed
-        };
+        let outcome = if result.is_ok() { Outcome::Passed } else { Outcome::Failed };
         println!("    {name}: {}, {:.1} s", outcome.word(), took.as_secs_f64());
         self.done.push((name, outcome, took));
         result.with_context(|| format!("step `{name}`"))
@@ -40,13 +36,7 @@ impl Steps {
         let mut table = String::from("\nsummary\n");
         for (name, outcome, took) in &self.done {
             // Writing to a String does not fail.
-            let _ = writeln!(
-                table,
-                "  {:<32} {:<6} {:>7.1} s",
-                name,
-                outcome.word(),
-                took.as_secs_f64()
-            );
+            let _ = writeln!(table, "  {:<32} {:<6} {:>7.1} s", name, outcome.word(), took.as_secs_f64());
         }
         table
     }
@@ -74,11 +64,8 @@ mod tests {
         let error = steps.step("bad", || Err(anyhow!("broken"))).unwrap_err();
         assert_eq!(format!("{error:#}"), "step `bad`: broken");
         let summary = steps.summary();
-        let words: Vec<Vec<&str>> = summary
-            .lines()
-            .skip(2)
-            .map(|line| line.split_whitespace().take(2).collect())
-            .collect();
+        let words: Vec<Vec<&str>> =
+            summary.lines().skip(2).map(|line| line.split_whitespace().take(2).collect()).collect();
         assert_eq!(words, [["good", "ok"], ["bad", "FAILED"]]);
     }
 }

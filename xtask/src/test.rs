@@ -24,11 +24,7 @@ const BINARY_VAR: &str = "SIDESCOPE_BIN";
 
 pub(crate) fn run(quick: bool) -> Result<()> {
     let mut steps = Steps::default();
-    let result = if quick {
-        quick_steps(&mut steps)
-    } else {
-        all_steps(&mut steps)
-    };
+    let result = if quick { quick_steps(&mut steps) } else { all_steps(&mut steps) };
     println!("{}", steps.summary());
     result
 }
@@ -60,20 +56,14 @@ fn all_steps(steps: &mut Steps) -> Result<()> {
     })?;
     steps.step("unit tests", unit_tests)?;
     steps.step("kernel programs, both ways", || both_ways(&parts))?;
-    steps.step("build", || {
-        command::run(&mut cargo(["build", "--quiet", "-p", "sidescope"]))
-    })?;
+    steps.step("build", || command::run(&mut cargo(["build", "--quiet", "-p", "sidescope"])))?;
     steps.step("tests in the kernel, as root", || kernel_tests(root))
 }
 
 fn static_checks(steps: &mut Steps, parts: &Parts) -> Result<()> {
     steps.step("formatting", || {
         command::run(&mut cargo(["fmt", "--all", "--check"]))?;
-        command::run(&mut cargo([
-            "fmt",
-            "--manifest-path=observer-ebpf/Cargo.toml",
-            "--check",
-        ]))
+        command::run(&mut cargo(["fmt", "--manifest-path=observer-ebpf/Cargo.toml", "--check"]))
     })?;
     steps.step("tidy", tidy::run)?;
     steps.step("clippy", || {
@@ -110,6 +100,8 @@ fn dependencies() -> Result<()> {
         println!("    the database of advisories cannot be reached: advisories are not checked");
     }
     for manifest in ["Cargo.toml", "observer-ebpf/Cargo.toml"] {
+        // The check below is offline and wants the crates of all platforms.
+        command::run(&mut cargo(["fetch", "--quiet", "--locked", "--manifest-path", manifest]))?;
         let mut check = Command::new(&deny);
         check.args(["--offline", "--config=deny.toml", "--manifest-path", manifest]);
         command::run(check.args(["check", "--hide-inclusion-graph"]).args(&checks))?;
@@ -119,13 +111,8 @@ fn dependencies() -> Result<()> {
 
 /// With a prebuilt `core` and with one built from source, the kernel must be offered the same.
 fn both_ways(parts: &Parts) -> Result<()> {
-    let other = [Compiler::Nightly, Compiler::DebianBuildStd]
-        .into_iter()
-        .find(|compiler| compiler.is_here());
-    let ways = [
-        Some(parts.compiler),
-        other.filter(|other| *other != parts.compiler),
-    ];
+    let other = [Compiler::Nightly, Compiler::DebianBuildStd].into_iter().find(|compiler| compiler.is_here());
+    let ways = [Some(parts.compiler), other.filter(|other| *other != parts.compiler)];
     let mut built = Vec::new();
     for compiler in ways.into_iter().flatten() {
         kernel_programs(compiler, parts, "build", |build, compilation| {
@@ -169,10 +156,7 @@ fn kernel_tests(root: Root) -> Result<()> {
     let mut tests = cargo(["test", "-p", "sidescope-tests"]);
     if root != Root::Already {
         let runner: Vec<String> = root.prefix().iter().map(|word| format!("{word:?}")).collect();
-        tests.args([
-            "--config",
-            &format!("target.'cfg(unix)'.runner=[{}]", runner.join(",")),
-        ]);
+        tests.args(["--config", &format!("target.'cfg(unix)'.runner=[{}]", runner.join(","))]);
     }
     command::run(tests.env(BINARY_VAR, root_dir().join(Path::new("target/debug/sidescope"))))
 }

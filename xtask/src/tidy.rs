@@ -79,14 +79,7 @@ pub(crate) fn run() -> Result<()> {
 fn files() -> Result<Vec<String>> {
     // A clone that another user made is safe to list.
     let mut git = Command::new("git");
-    git.args([
-        "-c",
-        "safe.directory=*",
-        "ls-files",
-        "--cached",
-        "--others",
-        "--exclude-standard",
-    ]);
+    git.args(["-c", "safe.directory=*", "ls-files", "--cached", "--others", "--exclude-standard"]);
     let listed =
         stdout(&mut git).context("`git ls-files` failed: tidy needs git and a clone of the repository")?;
     Ok(listed.lines().map(str::to_owned).collect())
@@ -104,12 +97,9 @@ fn check(file: &str, text: &str) -> Vec<Violation> {
                 found.extend(rules::rust(file, &source));
                 found.extend(layers::check(file, &source));
             }
-            Err(detail) => found.push(Violation {
-                file: file.to_owned(),
-                line: 1,
-                rule: Rule::Readable,
-                detail,
-            }),
+            Err(detail) => {
+                found.push(Violation { file: file.to_owned(), line: 1, rule: Rule::Readable, detail })
+            }
         }
     }
     found

@@ -54,60 +54,20 @@ fn each_kind_of_evidence_is_recorded_on_the_service_that_it_names() {
     for (address, port, hosts, expected) in [
         ("10.96.0.1", 80, &["web"][..], &["web:80 Http 10.96.0.1 web"][..]),
         ("10.96.0.1", 80, &[], &["web:80 Http 10.96.0.1 address only"]),
-        (
-            "10.96.0.1",
-            80,
-            &["api"],
-            &["api:80 Http api", "web:80 Http 10.96.0.1"],
-        ),
-        (
-            "10.96.0.1",
-            80,
-            &["no.such.host"],
-            &["web:80 Http 10.96.0.1 address only"],
-        ),
+        ("10.96.0.1", 80, &["api"], &["api:80 Http api", "web:80 Http 10.96.0.1"]),
+        ("10.96.0.1", 80, &["no.such.host"], &["web:80 Http 10.96.0.1 address only"]),
         // The listener says whether a host counts: behind a TCP one, api's HTTP port is not what was reached.
-        (
-            "10.96.0.3",
-            80,
-            &["api"],
-            &["api:80 Tcp api", "raw:80 Tcp 10.96.0.3"],
-        ),
-        (
-            "10.96.0.4",
-            80,
-            &["api"],
-            &["api:80 Unknown api", "odd:80 Unknown 10.96.0.4"],
-        ),
+        ("10.96.0.3", 80, &["api"], &["api:80 Tcp api", "raw:80 Tcp 10.96.0.3"]),
+        ("10.96.0.4", 80, &["api"], &["api:80 Unknown api", "odd:80 Unknown 10.96.0.4"]),
         // A request that names an address.
-        (
-            "10.96.0.1",
-            80,
-            &["10.96.0.2"],
-            &["api:80 Http 10.96.0.2", "web:80 Http 10.96.0.1"],
-        ),
+        ("10.96.0.1", 80, &["10.96.0.2"], &["api:80 Http 10.96.0.2", "web:80 Http 10.96.0.1"]),
         // Through a node port, the host is still the service's.
-        (
-            "192.168.0.1",
-            30080,
-            &["node"],
-            &["node:80 Http 192.168.0.1 node"],
-        ),
+        ("192.168.0.1", 30080, &["node"], &["node:80 Http 192.168.0.1 node"]),
         // Of several claimants a host picks one.
         ("10.9.9.9", 443, &["a.test"], &["a.test:443 Tls 10.9.9.9 a.test"]),
-        (
-            "10.9.9.9",
-            443,
-            &["x.wild.test"],
-            &["*.wild.test:443 Tls 10.9.9.9 x.wild.test"],
-        ),
+        ("10.9.9.9", 443, &["x.wild.test"], &["*.wild.test:443 Tls 10.9.9.9 x.wild.test"]),
         ("10.9.9.9", 443, &[], &[]),
-        (
-            "198.51.100.1",
-            80,
-            &["free.test"],
-            &["free.test:80 Http free.test"],
-        ),
+        ("198.51.100.1", 80, &["free.test"], &["free.test:80 Http free.test"]),
         ("198.51.100.1", 80, &["other.test"], &[]),
         ("10.0.0.5", 80, &["web"], &["web:80 Http web"]),
     ] {
@@ -125,25 +85,16 @@ fn what_is_not_known_is_said_and_not_guessed() {
         flow
     };
     for (flow, expected) in [
-        (
-            flow(CALLER, "198.51.100.1", 80, &[]),
-            Some((UnknownAddress, &[][..])),
-        ),
+        (flow(CALLER, "198.51.100.1", 80, &[]), Some((UnknownAddress, &[][..]))),
         (flow(CALLER, "198.51.100.1", 80, &["free.test"]), None),
         (
             flow(CALLER, "198.51.100.1", 80, &["free.test", "other.test"]),
             Some((UnknownAddress, &["other.test"])),
         ),
-        (
-            unread(flow(CALLER, "198.51.100.1", 80, &["free.test"])),
-            Some((UnknownAddress, &[])),
-        ),
+        (unread(flow(CALLER, "198.51.100.1", 80, &["free.test"])), Some((UnknownAddress, &[]))),
         (flow(CALLER, "10.9.9.9", 443, &[]), Some((AmbiguousAddress, &[]))),
         (flow(CALLER, "10.9.9.9", 443, &["a.test"]), None),
-        (
-            flow(CALLER, "192.168.0.1", 31000, &[]),
-            Some((UnknownAddress, &[])),
-        ),
+        (flow(CALLER, "192.168.0.1", 31000, &[]), Some((UnknownAddress, &[]))),
         (flow(CALLER, "10.0.0.5", 80, &[]), None),
         (flow(CALLER, "10.96.0.1", 80, &["no.such.host"]), None),
     ] {
@@ -161,11 +112,7 @@ fn what_is_not_known_is_said_and_not_guessed() {
 #[test]
 fn a_call_to_a_pod_is_direct_and_no_dependency() {
     let graph = graph(&shop(), &[flow(CALLER, "10.0.0.5", 8080, &[])]);
-    let node = graph
-        .workloads
-        .iter()
-        .find(|n| n.workload == workload(CALLER))
-        .unwrap();
+    let node = graph.workloads.iter().find(|n| n.workload == workload(CALLER)).unwrap();
     assert!(node.dependencies.is_empty());
     assert_eq!(node.direct[0].workload, workload("default/Pod/other"));
 }
@@ -182,10 +129,7 @@ fn hosts_that_could_not_be_read_or_are_unknown_stay_on_the_port() {
         .find(|d| d.host == host("web.default.svc.cluster.local"));
     let port = &web.unwrap().ports[&80];
     assert!(port.host_unknown);
-    assert!(
-        port.address_only,
-        "what was not read may have named the service itself"
-    );
+    assert!(port.address_only, "what was not read may have named the service itself");
     assert_eq!(port.unknown_hosts, BTreeSet::from([host("gone.test")]));
 }
 
@@ -228,32 +172,17 @@ fn any_flow() -> impl Strategy<Value = Flow> {
         "198.51.100.1",
     ]);
     let hosts = prop::sample::subsequence(
-        vec![
-            "web",
-            "api",
-            "raw",
-            "a.test",
-            "b.test",
-            "c.wild.test",
-            "free.test",
-            "gone",
-        ],
+        vec!["web", "api", "raw", "a.test", "b.test", "c.wild.test", "free.test", "gone"],
         0..4,
     );
     let source = prop::sample::select(vec![CALLER, "default/Pod/other"]);
-    (
-        source,
-        address,
-        prop::sample::select(vec![80, 443, 30080]),
-        hosts,
-        1..5_u64,
-        any::<bool>(),
-    )
-        .prop_map(|(source, address, port, hosts, connects, host_unknown)| Flow {
+    (source, address, prop::sample::select(vec![80, 443, 30080]), hosts, 1..5_u64, any::<bool>()).prop_map(
+        |(source, address, port, hosts, connects, host_unknown)| Flow {
             connects,
             host_unknown,
             ..flow(source, address, port, &hosts)
-        })
+        },
+    )
 }
 
 proptest! {

@@ -57,20 +57,15 @@ pub(super) fn parse(text: &str) -> Result<Vec<Value>, SyntaxError> {
         .map_err(|err| {
             let location = err.location();
             // The line is said once, in front, where editors find it.
-            let place = location.map_or(String::new(), |l| {
-                format!(" at line {}, column {}", l.line(), l.column())
-            });
+            let place =
+                location.map_or(String::new(), |l| format!(" at line {}, column {}", l.line(), l.column()));
             let message = err.to_string();
             SyntaxError {
                 line: location.map(|location| location.line()),
                 message: message.strip_suffix(&place).unwrap_or(&message).to_owned(),
             }
         })?;
-    Ok(documents
-        .into_iter()
-        .map(|slim| slim.0)
-        .filter(|v| !v.is_null())
-        .collect())
+    Ok(documents.into_iter().map(|slim| slim.0).filter(|v| !v.is_null()).collect())
 }
 
 /// The parser's own limits are for configuration files; an inventory may be hundreds of megabytes. So what the text holds is
@@ -99,22 +94,13 @@ fn options(bytes: usize) -> serde_saphyr::Options {
 pub(super) fn objects(documents: Vec<Value>) -> Result<Vec<RawObject>, NotAnObject> {
     let mut found = Vec::new();
     for (at, body) in documents.into_iter().enumerate() {
-        let position = Position {
-            document: at + 1,
-            item: None,
-        };
+        let position = Position { document: at + 1, item: None };
         let (group, kind) = type_of(&body, position, None)?;
         // A resource may be called `AllowList` and be none.
-        let element = kind
-            .strip_suffix("List")
-            .filter(|element| element.is_empty() || body.get("items").is_some());
+        let element =
+            kind.strip_suffix("List").filter(|element| element.is_empty() || body.get("items").is_some());
         let Some(element) = element else {
-            found.push(RawObject {
-                position,
-                group,
-                kind,
-                body,
-            });
+            found.push(RawObject { position, group, kind, body });
             continue;
         };
         // Typed lists (`PodList`, as the API answers) leave kind and version out of their items.
@@ -127,25 +113,13 @@ pub(super) fn objects(documents: Vec<Value>) -> Result<Vec<RawObject>, NotAnObje
             Some(Value::Array(items)) => items,
             None | Some(Value::Null) => Vec::new(),
             Some(_) => {
-                return Err(NotAnObject {
-                    position,
-                    field: "items",
-                    problem: "is no list".to_owned(),
-                });
+                return Err(NotAnObject { position, field: "items", problem: "is no list".to_owned() });
             }
         };
         for (at, body) in items.into_iter().enumerate() {
-            let position = Position {
-                item: Some(at + 1),
-                ..position
-            };
+            let position = Position { item: Some(at + 1), ..position };
             let (group, kind) = type_of(&body, position, inherited)?;
-            found.push(RawObject {
-                position,
-                group,
-                kind,
-                body,
-            });
+            found.push(RawObject { position, group, kind, body });
         }
     }
     Ok(found)
@@ -156,11 +130,7 @@ fn type_of(
     position: Position,
     inherited: Option<(&str, &str)>,
 ) -> Result<(String, String), NotAnObject> {
-    let wrong = |field, problem: String| NotAnObject {
-        position,
-        field,
-        problem,
-    };
+    let wrong = |field, problem: String| NotAnObject { position, field, problem };
     let Value::Object(map) = body else {
         return Err(wrong(
             "",
@@ -170,20 +140,13 @@ fn type_of(
     let field = |name: &'static str, inherited: Option<&str>, allowed: fn(char) -> bool| match map.get(name) {
         Some(Value::String(text)) if text.is_empty() => Err(wrong(name, "is empty".to_owned())),
         Some(Value::String(text)) => match text.chars().find(|c| !allowed(*c)) {
-            Some(bad) => Err(wrong(
-                name,
-                format!("contains {bad:?}, which is not allowed here"),
-            )),
+            Some(bad) => Err(wrong(name, format!("contains {bad:?}, which is not allowed here"))),
             None => Ok(text.clone()),
         },
-        None => inherited
-            .map(str::to_owned)
-            .ok_or_else(|| wrong(name, "is missing".to_owned())),
+        None => inherited.map(str::to_owned).ok_or_else(|| wrong(name, "is missing".to_owned())),
         Some(_) => Err(wrong(name, "is no text".to_owned())),
     };
-    let kind = field("kind", inherited.map(|(_, kind)| kind), |c| {
-        c.is_ascii_alphanumeric()
-    })?;
+    let kind = field("kind", inherited.map(|(_, kind)| kind), |c| c.is_ascii_alphanumeric())?;
     let version = field("apiVersion", inherited.map(|(group, _)| group), |c| {
         c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '/')
     })?;
@@ -226,9 +189,7 @@ struct ScalarOnly(Value);
 
 impl<'de> Deserialize<'de> for ScalarOnly {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer
-            .deserialize_any(SlimVisitor { keep: false })
-            .map(|slim| Self(slim.0))
+        deserializer.deserialize_any(SlimVisitor { keep: false }).map(|slim| Self(slim.0))
     }
 }
 

@@ -63,11 +63,7 @@ impl TryFrom<Option<String>> for LabelValue {
     fn try_from(value: Option<String>) -> Result<Self, LabelError> {
         // kubectl takes `key:` for an empty value.
         let value = value.unwrap_or_default();
-        if is_qualified(&value) {
-            Ok(Self(value))
-        } else {
-            Err(LabelError::Value(value))
-        }
+        if is_qualified(&value) { Ok(Self(value)) } else { Err(LabelError::Value(value)) }
     }
 }
 
@@ -75,9 +71,7 @@ impl TryFrom<Option<String>> for LabelValue {
 fn is_qualified(text: &str) -> bool {
     let edge = |c: Option<char>| c.is_none_or(|c| c.is_ascii_alphanumeric());
     text.len() <= 63
-        && text
-            .chars()
-            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
         && edge(text.chars().next())
         && edge(text.chars().next_back())
 }

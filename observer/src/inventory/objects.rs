@@ -190,11 +190,7 @@ impl TryFrom<String> for ClusterIp {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        if text == "None" {
-            Ok(Self::Headless)
-        } else {
-            Address::try_from(text).map(Self::Address)
-        }
+        if text == "None" { Ok(Self::Headless) } else { Address::try_from(text).map(Self::Address) }
     }
 }
 
@@ -309,9 +305,7 @@ impl TryFrom<String> for Range {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        AddressRange::parse(&text)
-            .map(Self)
-            .ok_or_else(|| format!("{text:?} is no IP address or CIDR range"))
+        AddressRange::parse(&text).map(Self).ok_or_else(|| format!("{text:?} is no IP address or CIDR range"))
     }
 }
 

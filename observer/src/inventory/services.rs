@@ -19,10 +19,7 @@ pub(super) struct WrongField {
 
 /// Checks what depends on the kind: names that become host names, addresses that may also be something else.
 pub(super) fn check(object: &Object) -> Result<(), WrongField> {
-    let wrong = |field: &str, problem: String| WrongField {
-        field: field.to_owned(),
-        problem,
-    };
+    let wrong = |field: &str, problem: String| WrongField { field: field.to_owned(), problem };
     match object {
         Object::Service(service) => {
             let namespace = namespace_of(&service.metadata);
@@ -133,11 +130,7 @@ impl Collector {
             if let Some(number) = port.port
                 && port.protocol.as_deref() != Some("UDP")
             {
-                endpoints
-                    .ports
-                    .entry(port.name.0.clone())
-                    .or_default()
-                    .insert(number.0);
+                endpoints.ports.entry(port.name.0.clone()).or_default().insert(number.0);
             }
         }
     }
@@ -159,9 +152,7 @@ impl Collector {
         for port in &spec.ports {
             // In the order in which Istio lets one override the other: the endpoint's own, the target, the number.
             let own = spec.endpoints.iter().filter_map(|e| e.ports.get(&port.name.0));
-            let targets = own
-                .map(|own| own.0)
-                .chain(port.target_port.filter(|target| *target != 0));
+            let targets = own.map(|own| own.0).chain(port.target_port.filter(|target| *target != 0));
             for target in targets {
                 endpoint_ports.entry(target).or_insert(port.number.0);
             }
@@ -186,12 +177,7 @@ impl Collector {
                 namespace: namespace.clone(),
                 name: object.metadata.name.as_str().to_owned(),
                 kind: ServiceKind::ServiceEntry,
-                addresses: spec
-                    .addresses
-                    .iter()
-                    .map(|range| range.0)
-                    .chain(allocated)
-                    .collect(),
+                addresses: spec.addresses.iter().map(|range| range.0).chain(allocated).collect(),
                 endpoints: endpoints.clone(),
                 endpoint_ports: endpoint_ports.clone(),
                 ports: ports.clone(),
@@ -201,10 +187,7 @@ impl Collector {
 
     /// Joins services and endpoints.
     pub(super) fn finish(self) -> Vec<Service> {
-        let Self {
-            mut services,
-            mut slices,
-        } = self;
+        let Self { mut services, mut slices } = self;
         for service in &mut services {
             if service.kind == ServiceKind::ServiceEntry {
                 continue;

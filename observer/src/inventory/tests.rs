@@ -28,12 +28,7 @@ fn documents_lists_and_json_are_read_alike() {
     for text in [list, typed, json] {
         assert_eq!(read(text).unwrap(), expected, "{text}");
     }
-    for empty in [
-        "",
-        "---\n",
-        "# only a comment\n",
-        "apiVersion: v1\nkind: List\nitems: null\n",
-    ] {
+    for empty in ["", "---\n", "# only a comment\n", "apiVersion: v1\nkind: List\nitems: null\n"] {
         assert_eq!(read(empty).unwrap().objects, 0, "{empty:?}");
     }
 }
@@ -45,19 +40,8 @@ fn unknown_kinds_are_skipped_and_counted() {
     )
     .unwrap();
     assert_eq!(inventory.objects, 0);
-    let skipped: Vec<_> = inventory
-        .skipped
-        .iter()
-        .map(|(kind, n)| (kind.as_str(), *n))
-        .collect();
-    assert_eq!(
-        skipped,
-        [
-            ("AllowList", 1),
-            ("ConfigMap", 2),
-            ("Service.serving.knative.dev", 1)
-        ]
-    );
+    let skipped: Vec<_> = inventory.skipped.iter().map(|(kind, n)| (kind.as_str(), *n)).collect();
+    assert_eq!(skipped, [("AllowList", 1), ("ConfigMap", 2), ("Service.serving.knative.dev", 1)]);
 }
 
 #[test]
@@ -71,16 +55,10 @@ fn errors_name_file_object_and_field() {
         ("- a\n", &["a.yaml: document 1: it is no Kubernetes object"]),
         ("kind: Pod\n", &["document 1: field apiVersion is missing"]),
         ("apiVersion: v1\n", &["document 1: field kind is missing"]),
-        (
-            "apiVersion: v1\nkind: \"P\\e[31m\"\n",
-            &["field kind contains '\\u{1b}'"],
-        ),
+        ("apiVersion: v1\nkind: \"P\\e[31m\"\n", &["field kind contains '\\u{1b}'"]),
         (
             "apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n---\napiVersion: v1\nkind: List\nitems: [{apiVersion: v1, kind: Service, metadata: {}}]\n",
-            &[
-                "a.yaml: Service (document 2, item 1): field metadata",
-                "missing field `name`",
-            ],
+            &["a.yaml: Service (document 2, item 1): field metadata", "missing field `name`"],
         ),
         (
             "apiVersion: v1\nkind: Service\n",
@@ -181,14 +159,8 @@ fn a_pod_belongs_to_its_topmost_ordinary_controller() {
     for (text, expected) in [
         (owned("{}", "StatefulSet", "db"), "default/StatefulSet/db"),
         (owned("{}", "Node", "n1"), "default/Pod/p"),
-        (
-            owned("{pod-template-hash: 5f4}", "ReplicaSet", "web-5f4"),
-            "default/Deployment/web",
-        ),
-        (
-            owned("{pod-template-hash: 5f4}", "ReplicaSet", "web-abc"),
-            "default/ReplicaSet/web-abc",
-        ),
+        (owned("{pod-template-hash: 5f4}", "ReplicaSet", "web-5f4"), "default/Deployment/web"),
+        (owned("{pod-template-hash: 5f4}", "ReplicaSet", "web-abc"), "default/ReplicaSet/web-abc"),
         (owned("{}", "ReplicaSet", "web-5f4"), "default/ReplicaSet/web-5f4"),
         (
             owned("{pod-template-hash: \"5f4\"}", "ReplicaSet", "web-5f4")
@@ -204,10 +176,7 @@ fn a_pod_belongs_to_its_topmost_ordinary_controller() {
             "default/CronJob/tidy",
         ),
         (owned("{}", "Job", "once"), "default/Job/once"),
-        (
-            "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\n".to_owned(),
-            "default/Pod/p",
-        ),
+        ("apiVersion: v1\nkind: Pod\nmetadata: {name: p}\n".to_owned(), "default/Pod/p"),
     ] {
         let mesh = mesh(&text);
         let pod = mesh.pods.values().next().unwrap();
@@ -231,12 +200,7 @@ fn labels_come_from_the_nearest_template() {
     };
     let deployment = "\n---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\nspec: {replicas: 0, selector: {matchLabels: {app: d}}, template: {metadata: {labels: {app: d}}}}\n";
     for (text, key, template_labels, match_labels) in [
-        (
-            deployment.to_owned(),
-            "default/Deployment/web",
-            labels(&[("app", "d")]),
-            labels(&[("app", "d")]),
-        ),
+        (deployment.to_owned(), "default/Deployment/web", labels(&[("app", "d")]), labels(&[("app", "d")])),
         (
             set("Deployment") + deployment + &pod("a", "v1"),
             "default/Deployment/web",
@@ -306,11 +270,7 @@ fn a_service_entry_is_one_service_for_each_host() {
     let hosts: Vec<_> = mesh.services.iter().map(|s| s.host.as_str()).collect();
     assert_eq!(hosts, ["*.wild.test", "api.test"]);
     assert_eq!(mesh.services[0].addresses.len(), 1);
-    assert_eq!(
-        mesh.services[1].addresses.len(),
-        2,
-        "what istiod allocated is an address of that host alone"
-    );
+    assert_eq!(mesh.services[1].addresses.len(), 2, "what istiod allocated is an address of that host alone");
     assert_eq!(mesh.services[0].endpoints.len(), 1);
     assert_eq!(mesh.services[0].endpoint_ports, BTreeMap::from([(8443, 443)]));
     assert_eq!(mesh.services[0].ports[0].protocol, PortProtocol::Tls);

@@ -34,35 +34,27 @@ impl Collector {
     }
 
     pub(super) fn add_cron_job(&mut self, object: Object<CronJobSpec>) {
-        self.add(
-            "CronJob".to_owned(),
-            &object.metadata,
-            &object.spec.job_template.spec,
-        );
+        self.add("CronJob".to_owned(), &object.metadata, &object.spec.job_template.spec);
     }
 
     fn add(&mut self, kind: String, meta: &Meta, spec: &ControllerSpec) {
         let namespace = namespace_of(meta);
         // Only these two are made by another controller as a matter of course; a Deployment that some operator made is
         // still what people know the workload by.
-        let owner = matches!(kind.as_str(), "ReplicaSet" | "Job")
-            .then(|| meta.controller())
-            .flatten()
-            .map(|owner| WorkloadRef {
-                namespace: namespace.clone(),
-                kind: owner.kind.0.clone(),
-                name: owner.name.as_str().to_owned(),
+        let owner =
+            matches!(kind.as_str(), "ReplicaSet" | "Job").then(|| meta.controller()).flatten().map(|owner| {
+                WorkloadRef {
+                    namespace: namespace.clone(),
+                    kind: owner.kind.0.clone(),
+                    name: owner.name.as_str().to_owned(),
+                }
             });
         let workload = Workload {
             template_labels: without_controller_labels(spec.template.metadata.labels.to_labels()),
             match_labels: without_controller_labels(spec.selector.match_labels.to_labels()),
         };
         let name = meta.name.as_str().to_owned();
-        let key = WorkloadRef {
-            namespace,
-            kind,
-            name,
-        };
+        let key = WorkloadRef { namespace, kind, name };
         self.controllers.insert(key, Controller { owner, workload });
     }
 
@@ -83,31 +75,18 @@ impl Collector {
             let namespace = namespace_of(&object.metadata);
             let labels = object.metadata.labels.to_labels();
             let workload = workload_of(&object.metadata, &namespace, &labels, &controllers);
-            let template = Workload {
-                template_labels: without_added_labels(&labels),
-                match_labels: Labels::new(),
-            };
+            let template =
+                Workload { template_labels: without_added_labels(&labels), match_labels: Labels::new() };
             merge(&mut from_pods, &workload, &template);
             let addresses = addresses_of(&object.status);
             let nodes = object.status.host_ips.iter().filter_map(|ip| ip.ip);
-            mesh.node_addresses
-                .extend(nodes.chain(object.status.host_ip).filter_map(|address| address.0));
+            mesh.node_addresses.extend(nodes.chain(object.status.host_ip).filter_map(|address| address.0));
             if object.spec.host_network {
                 mesh.node_addresses.extend(&addresses);
             }
-            let pod = PodRef {
-                namespace,
-                name: object.metadata.name.as_str().to_owned(),
-            };
-            mesh.pods.insert(
-                pod,
-                Pod {
-                    workload,
-                    labels,
-                    addresses,
-                    host_network: object.spec.host_network,
-                },
-            );
+            let pod = PodRef { namespace, name: object.metadata.name.as_str().to_owned() };
+            mesh.pods
+                .insert(pod, Pod { workload, labels, addresses, host_network: object.spec.host_network });
         }
         // The nearer to the template, the better: the controller itself, then what it made, then the pods alone.
         for (key, workload) in derived.into_iter().chain(from_pods) {
@@ -124,12 +103,8 @@ fn merge(known: &mut BTreeMap<WorkloadRef, Workload>, key: &WorkloadRef, more: &
             known.insert(key.clone(), more.clone());
         }
         Some(workload) => {
-            workload
-                .template_labels
-                .retain(|k, v| more.template_labels.get(k) == Some(v));
-            workload
-                .match_labels
-                .retain(|k, v| more.match_labels.get(k) == Some(v));
+            workload.template_labels.retain(|k, v| more.template_labels.get(k) == Some(v));
+            workload.match_labels.retain(|k, v| more.match_labels.get(k) == Some(v));
         }
     }
 }

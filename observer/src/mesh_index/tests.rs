@@ -46,11 +46,7 @@ fn at(mesh: &Mesh, address: &str, port: u16) -> String {
             .iter()
             .map(|t| {
                 let host = t.service.host.as_str();
-                format!(
-                    "{}:{}",
-                    host.strip_suffix(".default.svc.cluster.local").unwrap_or(host),
-                    t.port
-                )
+                format!("{}:{}", host.strip_suffix(".default.svc.cluster.local").unwrap_or(host), t.port)
             })
             .collect();
         texts.join("+")
@@ -138,16 +134,8 @@ fn hosts_are_found_as_the_caller_s_resolver_would() {
         ("reviews", "shop", Some("reviews.shop.svc.cluster.local")),
         ("reviews", "other", None),
         ("REVIEWS.shop", "default", Some("reviews.shop.svc.cluster.local")),
-        (
-            "reviews.shop.svc",
-            "default",
-            Some("reviews.shop.svc.cluster.local"),
-        ),
-        (
-            "reviews.shop.svc.cluster.local",
-            "default",
-            Some("reviews.shop.svc.cluster.local"),
-        ),
+        ("reviews.shop.svc", "default", Some("reviews.shop.svc.cluster.local")),
+        ("reviews.shop.svc.cluster.local", "default", Some("reviews.shop.svc.cluster.local")),
         ("reviews.shop.svc.cluster", "default", None),
         ("a.wild.test", "default", Some("a.wild.test")),
         ("c.wild.test", "default", Some("*.wild.test")),
@@ -157,11 +145,7 @@ fn hosts_are_found_as_the_caller_s_resolver_would() {
         ("db", "shop", Some("db.shop.svc.cluster.local")),
     ] {
         let found = index.service_named(&host(name), &ns(caller), 80);
-        assert_eq!(
-            found.map(|t| t.service.host.as_str()),
-            expected,
-            "{name} from {caller}"
-        );
+        assert_eq!(found.map(|t| t.service.host.as_str()), expected, "{name} from {caller}");
     }
 }
 

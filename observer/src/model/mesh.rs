@@ -128,10 +128,7 @@ pub struct AddressRange {
 impl AddressRange {
     /// The range of one address.
     pub fn single(address: IpAddr) -> Self {
-        Self {
-            base: address.to_canonical(),
-            prefix: max_prefix(address.to_canonical()),
-        }
+        Self { base: address.to_canonical(), prefix: max_prefix(address.to_canonical()) }
     }
 
     /// Parses `10.0.0.1` or `10.0.0.0/8`; bits below the prefix are cleared.
@@ -141,10 +138,7 @@ impl AddressRange {
         };
         let address: IpAddr = address.parse().ok()?;
         let prefix: u8 = prefix.parse().ok()?;
-        (prefix <= max_prefix(address)).then(|| Self {
-            base: mask(address, prefix),
-            prefix,
-        })
+        (prefix <= max_prefix(address)).then(|| Self { base: mask(address, prefix), prefix })
     }
 
     /// Whether `address` lies in the range.
@@ -198,11 +192,7 @@ mod tests {
             ("10.0.0.1", "::ffff:10.0.0.1", true),
         ] {
             let parsed = AddressRange::parse(range).unwrap();
-            assert_eq!(
-                parsed.contains(address.parse().unwrap()),
-                inside,
-                "{range} {address}"
-            );
+            assert_eq!(parsed.contains(address.parse().unwrap()), inside, "{range} {address}");
         }
         for bad in ["", "10.0.0.0/33", "10.0.0/8", "a.example", "::1/129", "/8"] {
             assert_eq!(AddressRange::parse(bad), None, "{bad:?}");

@@ -72,18 +72,12 @@ impl Host {
             return Err(NameError::Empty);
         }
         if name.len() > Self::MAX_LEN {
-            return Err(NameError::TooLong {
-                len: name.len(),
-                max: Self::MAX_LEN,
-            });
+            return Err(NameError::TooLong { len: name.len(), max: Self::MAX_LEN });
         }
         let lower = name.to_ascii_lowercase();
         let rest = lower.strip_prefix("*.").unwrap_or(&lower);
         for label in rest.split('.') {
-            if let Some(bad) = label
-                .chars()
-                .find(|c| !matches!(c, 'a'..='z' | '0'..='9' | '-' | '_'))
-            {
+            if let Some(bad) = label.chars().find(|c| !matches!(c, 'a'..='z' | '0'..='9' | '-' | '_')) {
                 return Err(NameError::BadCharacter(bad));
             }
             if label.is_empty() || label.len() > 63 || label.starts_with('-') || label.ends_with('-') {
@@ -115,10 +109,9 @@ impl Host {
     /// Whether a wildcard covers `other`, or this is `other` itself (Istio: one or more labels in place of the `*`).
     pub fn covers(&self, other: &Self) -> bool {
         match self.wildcard_suffix() {
-            Some(suffix) => other
-                .0
-                .strip_suffix(suffix)
-                .is_some_and(|head| head.len() > 1 && head.ends_with('.')),
+            Some(suffix) => {
+                other.0.strip_suffix(suffix).is_some_and(|head| head.len() > 1 && head.ends_with('.'))
+            }
             None => self == other,
         }
     }
@@ -140,10 +133,7 @@ impl ObjectName {
             return Err(NameError::Empty);
         }
         if name.len() > Host::MAX_LEN {
-            return Err(NameError::TooLong {
-                len: name.len(),
-                max: Host::MAX_LEN,
-            });
+            return Err(NameError::TooLong { len: name.len(), max: Host::MAX_LEN });
         }
         for label in name.split('.') {
             if let Some(bad) = label.chars().find(|c| !matches!(c, 'a'..='z' | '0'..='9' | '-')) {
@@ -167,10 +157,7 @@ fn check_label(label: &str) -> Result<(), NameError> {
         return Err(NameError::Empty);
     }
     if label.len() > 63 {
-        return Err(NameError::TooLong {
-            len: label.len(),
-            max: 63,
-        });
+        return Err(NameError::TooLong { len: label.len(), max: 63 });
     }
     if let Some(bad) = label.chars().find(|c| !matches!(c, 'a'..='z' | '0'..='9' | '-')) {
         return Err(NameError::BadCharacter(bad));
@@ -235,17 +222,12 @@ mod tests {
 
     #[test]
     fn hosts_are_lower_case_without_the_root_dot() {
-        assert_eq!(
-            host("Reviews.Default.svc.cluster.local.").as_str(),
-            "reviews.default.svc.cluster.local"
-        );
+        assert_eq!(host("Reviews.Default.svc.cluster.local.").as_str(), "reviews.default.svc.cluster.local");
     }
 
     #[test]
     fn names_that_dns_does_not_allow_are_refused() {
-        for bad in [
-            "", ".", "a..b", "-a.b", "a-.b", "a b", "a\n", "a/b", "ä.b", "a.*.b", "**.b", "*",
-        ] {
+        for bad in ["", ".", "a..b", "-a.b", "a-.b", "a b", "a\n", "a/b", "ä.b", "a.*.b", "**.b", "*"] {
             assert!(Host::new(bad).is_err(), "{bad:?} was taken");
         }
         assert_eq!(
@@ -267,12 +249,9 @@ mod tests {
     #[test]
     fn a_wildcard_covers_one_or_more_labels_and_not_its_own_suffix() {
         let wild = host("*.wild.test");
-        for (other, covered) in [
-            ("a.wild.test", true),
-            ("a.b.wild.test", true),
-            ("wild.test", false),
-            ("awild.test", false),
-        ] {
+        for (other, covered) in
+            [("a.wild.test", true), ("a.b.wild.test", true), ("wild.test", false), ("awild.test", false)]
+        {
             assert_eq!(wild.covers(&host(other)), covered, "{other}");
         }
         assert!(host("a.test").covers(&host("a.test")));

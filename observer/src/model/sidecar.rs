@@ -96,9 +96,7 @@ impl From<EgressHost> for String {
 impl TryFrom<String> for EgressHost {
     type Error = String;
     fn try_from(text: String) -> Result<Self, Self::Error> {
-        let name = text
-            .strip_prefix("*/")
-            .ok_or_else(|| format!("{text:?} does not start with \"*/\""))?;
+        let name = text.strip_prefix("*/").ok_or_else(|| format!("{text:?} does not start with \"*/\""))?;
         Host::new(name).map(Self).map_err(|err| format!("{name:?} {err}"))
     }
 }

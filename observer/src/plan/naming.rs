@@ -67,11 +67,7 @@ fn safe(name: &str) -> String {
     safe.truncate(MAX_LEN - 80);
     let end = safe.trim_end_matches(['-', '.']).len();
     safe.truncate(end);
-    if safe.is_empty() {
-        "workload".to_owned()
-    } else {
-        safe
-    }
+    if safe.is_empty() { "workload".to_owned() } else { safe }
 }
 
 #[cfg(test)]
@@ -81,18 +77,12 @@ mod tests {
     use proptest::prelude::*;
 
     fn named(wanted: &[(&str, &str, &str)]) -> Vec<String> {
-        let namespaces: Vec<_> = wanted
-            .iter()
-            .map(|(ns, _, _)| Namespace::new(*ns).unwrap())
-            .collect();
-        let wanted = wanted
-            .iter()
-            .zip(&namespaces)
-            .map(|((_, name, kind), namespace)| Wanted {
-                namespace,
-                name,
-                kind,
-            });
+        let namespaces: Vec<_> = wanted.iter().map(|(ns, _, _)| Namespace::new(*ns).unwrap()).collect();
+        let wanted = wanted.iter().zip(&namespaces).map(|((_, name, kind), namespace)| Wanted {
+            namespace,
+            name,
+            kind,
+        });
         names(wanted)
     }
 
@@ -100,10 +90,7 @@ mod tests {
     fn a_name_is_kept_where_it_is_free_and_told_apart_by_kind_where_not() {
         for (wanted, expected) in [
             (vec![("a", "Web_1.0", "Deployment")], vec!["web-1.0"]),
-            (
-                vec![("a", "web", "Deployment"), ("b", "web", "Deployment")],
-                vec!["web", "web"],
-            ),
+            (vec![("a", "web", "Deployment"), ("b", "web", "Deployment")], vec!["web", "web"]),
             (
                 vec![("a", "web", "Deployment"), ("a", "web", "StatefulSet")],
                 vec!["web-deployment", "web-statefulset"],

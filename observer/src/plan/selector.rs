@@ -23,10 +23,7 @@ pub(super) struct Owner<'a> {
 pub(super) enum Selected {
     Only(Labels),
     NoLabels,
-    Overlap {
-        selector: Labels,
-        others: Vec<WorkloadRef>,
-    },
+    Overlap { selector: Labels, others: Vec<WorkloadRef> },
 }
 
 /// All workloads by namespace and canonical name; those of the mesh and those that were watched.
@@ -37,10 +34,7 @@ pub(super) fn groups<'a>(
     let all: BTreeSet<&WorkloadRef> = mesh.workloads.keys().chain(watched).collect();
     let mut groups: BTreeMap<_, Vec<Owner<'_>>> = BTreeMap::new();
     for workload in all {
-        let owner = Owner {
-            workload,
-            labels: mesh.workloads.get(workload),
-        };
+        let owner = Owner { workload, labels: mesh.workloads.get(workload) };
         let key = (workload.namespace.clone(), canonical_name(&owner).to_owned());
         groups.entry(key).or_default().push(owner);
     }
@@ -59,17 +53,11 @@ fn canonical_name<'a>(owner: &Owner<'a>) -> &'a str {
 pub(super) fn shared(index: &LabelIndex<'_>, name: &str, group: &[Owner<'_>]) -> Option<Labels> {
     let members: BTreeSet<_> = group.iter().map(|owner| owner.workload).collect();
     let namespace = &group.first()?.workload.namespace;
-    CANONICAL
-        .iter()
-        .map(|key| Labels::from([((*key).to_owned(), name.to_owned())]))
-        .find(|selector| {
-            let on_all = group.iter().all(|owner| {
-                owner
-                    .labels
-                    .is_some_and(|l| selects(selector, &l.template_labels))
-            });
-            on_all && index.others(namespace, selector, &members).is_empty()
-        })
+    CANONICAL.iter().map(|key| Labels::from([((*key).to_owned(), name.to_owned())])).find(|selector| {
+        let on_all =
+            group.iter().all(|owner| owner.labels.is_some_and(|l| selects(selector, &l.template_labels)));
+        on_all && index.others(namespace, selector, &members).is_empty()
+    })
 }
 
 /// All of one owner's labels.
@@ -89,10 +77,7 @@ pub(super) fn own(index: &LabelIndex<'_>, owner: &Owner<'_>) -> Selected {
     if others.is_empty() {
         Selected::Only(selector.clone())
     } else {
-        Selected::Overlap {
-            selector: selector.clone(),
-            others,
-        }
+        Selected::Overlap { selector: selector.clone(), others }
     }
 }
 
@@ -104,10 +89,7 @@ type Holder<'a> = (&'a WorkloadRef, &'a Labels);
 
 impl<'a> LabelIndex<'a> {
     pub(super) fn new(mesh: &'a Mesh) -> Self {
-        let templates = mesh
-            .workloads
-            .iter()
-            .map(|(workload, labels)| (workload, &labels.template_labels));
+        let templates = mesh.workloads.iter().map(|(workload, labels)| (workload, &labels.template_labels));
         let pods = mesh.pods.values().map(|pod| (&pod.workload, &pod.labels));
         let mut index: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for (workload, labels) in templates.chain(pods) {

@@ -16,11 +16,7 @@ fn lines(plan: &Plan) -> Vec<String> {
     let line = |sidecar: &Sidecar| {
         let labels = &sidecar.spec.workload_selector.labels;
         let labels: Vec<_> = labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
-        let hosts: Vec<_> = sidecar.spec.egress[0]
-            .hosts
-            .iter()
-            .map(|h| String::from(h.clone()))
-            .collect();
+        let hosts: Vec<_> = sidecar.spec.egress[0].hosts.iter().map(|h| String::from(h.clone())).collect();
         let hosts = hosts.join(" ").replace(".default.svc.cluster.local", "");
         format!("{} {} -> {hosts}", sidecar.metadata.name, labels.join(","))
     };
@@ -41,15 +37,7 @@ fn bookinfo_gets_the_sidecars_that_a_person_would_write() {
     let verdicts: Vec<_> = plan
         .verdicts
         .iter()
-        .map(|v| {
-            (
-                v.name.as_str(),
-                v.workloads.len(),
-                v.scope.before,
-                v.scope.after,
-                v.decision.clone(),
-            )
-        })
+        .map(|v| (v.name.as_str(), v.workloads.len(), v.scope.before, v.scope.after, v.decision.clone()))
         .collect();
     let made = |name: &str| Decision::Sidecar(name.to_owned());
     assert_eq!(
@@ -68,13 +56,7 @@ fn bookinfo_gets_the_sidecars_that_a_person_would_write() {
         sidecar.metadata.labels,
         Labels::from([("app.kubernetes.io/managed-by".to_owned(), "sidescope".to_owned())])
     );
-    assert!(
-        sidecar
-            .metadata
-            .labels
-            .iter()
-            .all(|(k, v)| !k.contains("istio.io") && !v.contains("istio.io"))
-    );
+    assert!(sidecar.metadata.labels.iter().all(|(k, v)| !k.contains("istio.io") && !v.contains("istio.io")));
     let ten_times: Vec<_> = std::iter::repeat_n(bookinfo_flows(), 10).flatten().collect();
     assert_eq!(planned(&bookinfo(), &ten_times), plan);
 }
@@ -121,11 +103,7 @@ fn evidence_counts_as_the_proxy_routes() {
             ..Graph::default()
         };
         for (mesh, counts) in [(&with_address, counts), (&without, counts_without)] {
-            assert_eq!(
-                plan(&graph, mesh).sidecars.len(),
-                usize::from(counts),
-                "{port_use:?}"
-            );
+            assert_eq!(plan(&graph, mesh).sidecars.len(), usize::from(counts), "{port_use:?}");
         }
     }
 }
@@ -141,10 +119,7 @@ fn a_host_on_an_http_port_replaces_the_service_of_the_address() {
     let call = |hosts: &[&str]| flow("default/Deployment/caller-v1", "10.96.0.1", 80, hosts);
     for (flows, expected) in [
         (vec![call(&["api"])], "caller app=caller -> */api"),
-        (
-            vec![call(&["api"]), call(&[])],
-            "caller app=caller -> */api */web",
-        ),
+        (vec![call(&["api"]), call(&[])], "caller app=caller -> */api */web"),
         (vec![call(&["gone"])], "caller app=caller -> */web"),
     ] {
         assert_eq!(lines(&planned(&mesh, &flows)), [expected]);
@@ -168,16 +143,9 @@ fn aliases_bring_their_targets_and_wildcards_stay_wildcards() {
         "\n---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: w}\nspec: {hosts: ['*.wild.test'], ports: [{number: 80, name: http, protocol: HTTP}]}\n".to_owned(),
     ];
     let mesh = mesh(&objects.concat());
-    for (named, expected) in [
-        ("a", "*/a */b */real"),
-        ("x", "*/x */z"),
-        ("q.wild.test", "*/*.wild.test"),
-    ] {
+    for (named, expected) in [("a", "*/a */b */real"), ("x", "*/x */z"), ("q.wild.test", "*/*.wild.test")] {
         let flows = [flow("default/Deployment/caller-v1", "198.51.100.1", 80, &[named])];
-        assert_eq!(
-            lines(&planned(&mesh, &flows)),
-            [format!("caller app=caller -> {expected}")]
-        );
+        assert_eq!(lines(&planned(&mesh, &flows)), [format!("caller app=caller -> {expected}")]);
     }
 }
 
@@ -194,47 +162,28 @@ fn add(
         owned.collect()
     };
     let key = workload(name);
-    let pod = Pod {
-        workload: key.clone(),
-        labels: labels(pod),
-        addresses: BTreeSet::new(),
-        host_network: false,
-    };
-    let pod_name = PodRef {
-        namespace: key.namespace.clone(),
-        name: format!("{}-{}", key.kind, key.name),
-    };
+    let pod =
+        Pod { workload: key.clone(), labels: labels(pod), addresses: BTreeSet::new(), host_network: false };
+    let pod_name = PodRef { namespace: key.namespace.clone(), name: format!("{}-{}", key.kind, key.name) };
     mesh.pods.insert(pod_name, pod);
-    mesh.workloads.insert(
-        key,
-        Workload {
-            template_labels: labels(template),
-            match_labels: labels(matching),
-        },
-    );
+    mesh.workloads
+        .insert(key, Workload { template_labels: labels(template), match_labels: labels(matching) });
 }
 
 /// Every workload of the mesh calls one service.
 fn all_call(mesh: &mut Mesh) -> Plan {
     let more = crate::fixture::mesh(&service("svc", "10.96.0.1", "{port: 80, name: http}"));
     mesh.services = more.services;
-    let flows: Vec<_> = mesh
-        .workloads
-        .keys()
-        .map(|key| flow(&key.to_string(), "10.96.0.1", 80, &["svc.default"]))
-        .collect();
+    let flows: Vec<_> =
+        mesh.workloads.keys().map(|key| flow(&key.to_string(), "10.96.0.1", 80, &["svc.default"])).collect();
     planned(mesh, &flows)
 }
 
 #[test]
 fn selectors_are_as_short_as_they_can_be_and_no_shorter() {
     const CANONICAL: &str = "service.istio.io/canonical-name";
-    type Labelled<'a> = (
-        &'a str,
-        &'a [(&'a str, &'a str)],
-        &'a [(&'a str, &'a str)],
-        &'a [(&'a str, &'a str)],
-    );
+    type Labelled<'a> =
+        (&'a str, &'a [(&'a str, &'a str)], &'a [(&'a str, &'a str)], &'a [(&'a str, &'a str)]);
     let a: &[_] = &[("app", "a")];
     let a_v1: &[_] = &[("app", "a"), ("v", "1")];
     let a_v2: &[_] = &[("app", "a"), ("v", "2")];
@@ -243,17 +192,11 @@ fn selectors_are_as_short_as_they_can_be_and_no_shorter() {
     let name: &[_] = &[("app.kubernetes.io/name", "n"), ("app", "a")];
     let cases: [(&[Labelled<'_>], &[&str]); 9] = [
         // Versions of one service share a Sidecar.
-        (
-            &[("x/D/a1", a_v1, a_v1, a_v1), ("x/D/a2", a_v2, a_v2, a_v2)],
-            &["a app=a"],
-        ),
+        (&[("x/D/a1", a_v1, a_v1, a_v1), ("x/D/a2", a_v2, a_v2, a_v2)], &["a app=a"]),
         // The same label in another namespace is another workload.
         (&[("x/D/a", a, a, a), ("y/D/a", a, a, a)], &["a app=a", "a app=a"]),
         // Istio's order of labels.
-        (
-            &[("x/D/q", canonical, a, a)],
-            &["a service.istio.io/canonical-name=a"],
-        ),
+        (&[("x/D/q", canonical, a, a)], &["a service.istio.io/canonical-name=a"]),
         (&[("x/D/q", name, a, a)], &["n app.kubernetes.io/name=n"]),
         // No canonical label: the owner's name and all of its labels.
         (&[("x/D/q", &[("k", "v")], &[("k", "v")], a)], &["q k=v"]),
@@ -265,18 +208,12 @@ fn selectors_are_as_short_as_they_can_be_and_no_shorter() {
         ),
         // A pod that was labelled by hand counts as much as a template.
         (
-            &[
-                ("x/D/a", a_v1, a_v1, a_v1),
-                ("x/D/c", &[("k", "v")], &[("k", "v")], a),
-            ],
+            &[("x/D/a", a_v1, a_v1, a_v1), ("x/D/c", &[("k", "v")], &[("k", "v")], a)],
             &["a app=a,v=1", "c k=v"],
         ),
         // Not all of the group has the label: each owner by its own labels.
         (
-            &[
-                ("x/D/a", &[("k", "v")], &[("k", "v")], &[("k", "v")]),
-                ("x/S/q", a_v1, a_v1, a_v1),
-            ],
+            &[("x/D/a", &[("k", "v")], &[("k", "v")], &[("k", "v")]), ("x/S/q", a_v1, a_v1, a_v1)],
             &["a k=v", "q app=a,v=1"],
         ),
     ];
@@ -303,11 +240,7 @@ fn workloads_that_cannot_be_told_apart_get_no_sidecar_and_are_named() {
     add(&mut mesh, "x/Pod/bare", &[], &[], &[]);
     let plan = all_call(&mut mesh);
     assert_eq!(plan.sidecars.len(), 1, "narrow can be told apart");
-    let reasons: BTreeMap<_, _> = plan
-        .verdicts
-        .iter()
-        .map(|v| (v.name.as_str(), v.reason()))
-        .collect();
+    let reasons: BTreeMap<_, _> = plan.verdicts.iter().map(|v| (v.name.as_str(), v.reason())).collect();
     assert_eq!(
         reasons["wide"],
         "no Sidecar: its labels k=v select pods of x/Deployment/narrow as well; give them labels that tell them apart"
@@ -330,13 +263,7 @@ fn a_new_version_inherits_what_the_others_were_seen_to_call() {
 }
 
 fn any_labels() -> impl Strategy<Value = Vec<(&'static str, &'static str)>> {
-    let keys = vec![
-        "service.istio.io/canonical-name",
-        "app.kubernetes.io/name",
-        "app",
-        "version",
-        "x",
-    ];
+    let keys = vec!["service.istio.io/canonical-name", "app.kubernetes.io/name", "app", "version", "x"];
     prop::sample::subsequence(keys, 0..=4).prop_flat_map(|keys| {
         let values = prop::collection::vec(prop::sample::select(vec!["a", "b", "c"]), keys.len());
         values.prop_map(move |values| keys.iter().copied().zip(values).collect())

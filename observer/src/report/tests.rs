@@ -7,12 +7,7 @@ use crate::plan::plan;
 fn report(style: Style) -> String {
     let mesh = bookinfo();
     let mut flows = bookinfo_flows();
-    flows.push(flow(
-        "default/Deployment/reviews-v1",
-        "198.51.100.1",
-        443,
-        &["gone.test"],
-    ));
+    flows.push(flow("default/Deployment/reviews-v1", "198.51.100.1", 443, &["gone.test"]));
     flows.push(flow("default/Deployment/reviews-v1", "10.0.0.2", 9080, &[]));
     let mut unread = flow("default/Deployment/ratings-v1", "10.96.0.2", 9080, &["gone.test"]);
     unread.host_unknown = true;

@@ -9,10 +9,8 @@ pub(crate) const OUTSIDE: [&str; 2] = ["10.240.0.0/16", "fd00:10:240::/64"];
 /// The ClusterIPs.
 pub(crate) const SERVICES: [&str; 2] = ["10.96.0.0/16", "fd00:10:96::/112"];
 /// The bridge's address in the pods' networks, which is everyone's gateway.
-pub(crate) const GATEWAY: (Ipv4Addr, Ipv6Addr) = (
-    Ipv4Addr::new(10, 244, 0, 1),
-    Ipv6Addr::new(0xfd00, 0x10, 0x244, 0, 0, 0, 0, 1),
-);
+pub(crate) const GATEWAY: (Ipv4Addr, Ipv6Addr) =
+    (Ipv4Addr::new(10, 244, 0, 1), Ipv6Addr::new(0xfd00, 0x10, 0x244, 0, 0, 0, 0, 1));
 
 /// Address of the pod with this number, from 1 on.
 pub(crate) fn pod_v4(number: u16) -> Ipv4Addr {

@@ -68,9 +68,7 @@ fn pids(root: &Path) -> Result<Vec<i32>> {
             text => text.with_context(|| format!("cannot read {}", path.display()))?,
         };
         for line in text.lines() {
-            let pid: i32 = line
-                .parse()
-                .with_context(|| format!("`{line}` in {}", path.display()))?;
+            let pid: i32 = line.parse().with_context(|| format!("`{line}` in {}", path.display()))?;
             // 0 stands for a process that our own pid namespace does not show; to `kill` it would mean ourselves.
             if pid > 0 {
                 pids.push(pid);

@@ -33,10 +33,7 @@ pub(crate) struct HostData {
 
 impl Host {
     pub(crate) fn new(inner: &Arc<Inner>, data: &Arc<HostData>) -> Self {
-        Self {
-            inner: Arc::clone(inner),
-            data: Arc::clone(data),
-        }
+        Self { inner: Arc::clone(inner), data: Arc::clone(data) }
     }
 
     /// Its name in the bed.
@@ -66,9 +63,7 @@ impl Host {
 
     /// Starts a process here. It ends with the bed at the latest.
     pub fn spawn(&self, cmd: &Cmd) -> Result<Proc> {
-        self.inner
-            .spawn(Some(&self.data), cmd)
-            .with_context(|| format!("in {}", self.data.netns))
+        self.inner.spawn(Some(&self.data), cmd).with_context(|| format!("in {}", self.data.netns))
     }
 
     /// Runs a command here to its end; an exit code other than 0 is an error with command line and standard error.
@@ -84,15 +79,12 @@ impl Host {
             let _open = self.inner.open()?;
             cmd::spawn(command).with_context(|| format!("cannot start `{}`", cmd.line()))
         };
-        start()
-            .and_then(|child| cmd.finish(child))
-            .with_context(|| format!("in {}", self.data.netns))
+        start().and_then(|child| cmd.finish(child)).with_context(|| format!("in {}", self.data.netns))
     }
 
     /// Makes a network unreachable from here (no route), so that a connect fails before anything is sent.
     pub fn unroute(&self, network: &str) -> Result<()> {
-        self.run(&Cmd::new("ip").args(["route", "add", "unreachable", network]))
-            .map(drop)
+        self.run(&Cmd::new("ip").args(["route", "add", "unreachable", network])).map(drop)
     }
 
     /// Waits until a process listens on a TCP port here. `process` is who should: its end ends the wait.
@@ -100,9 +92,7 @@ impl Host {
         let what = format!("port {port} in {}", self.data.netns);
         wait_for(&what, timeout, || {
             process.must_run()?;
-            let sockets = self
-                .run(&Cmd::new("cat").args(["/proc/net/tcp", "/proc/net/tcp6"]))?
-                .stdout;
+            let sockets = self.run(&Cmd::new("cat").args(["/proc/net/tcp", "/proc/net/tcp6"]))?.stdout;
             Ok(listens(&String::from_utf8_lossy(&sockets), port).then_some(()))
         })
     }
@@ -135,17 +125,11 @@ pub(crate) fn make_node(node: &HostData) -> Result<()> {
         "link set lo up\n\
          link add br0 address 02:00:00:00:00:01 type bridge stp_state 0 forward_delay 0 mcast_snooping 0\n",
     );
-    for (network, gateway) in PODS
-        .into_iter()
-        .zip([GATEWAY.0.to_string(), GATEWAY.1.to_string()])
-    {
+    for (network, gateway) in PODS.into_iter().zip([GATEWAY.0.to_string(), GATEWAY.1.to_string()]) {
         let bits = network.rsplit('/').next().unwrap_or_default();
         writeln!(batch, "addr add {gateway}/{bits} dev br0{}", nodad(&gateway))?;
     }
-    writeln!(
-        batch,
-        "addr add {NODE_V4}/32 dev lo\naddr add {NODE_V6}/128 dev lo nodad\nlink set br0 up"
-    )?;
+    writeln!(batch, "addr add {NODE_V4}/32 dev lo\naddr add {NODE_V6}/128 dev lo nodad\nlink set br0 up")?;
     for network in OUTSIDE.into_iter().chain(SERVICES) {
         writeln!(batch, "route add {network} dev br0")?;
     }
@@ -165,10 +149,7 @@ pub(crate) fn make_node(node: &HostData) -> Result<()> {
     )?;
     // Where this module is loaded it runs the rules on the bridge already and hands packets on past the node's routing, and
     // what a pod sends to itself through a service is lost. The setting is the namespace's own.
-    for name in [
-        "bridge/bridge-nf-call-iptables",
-        "bridge/bridge-nf-call-ip6tables",
-    ] {
+    for name in ["bridge/bridge-nf-call-iptables", "bridge/bridge-nf-call-ip6tables"] {
         if Path::new("/proc/sys/net").join(name).exists() {
             sysctl(node, &[(name, "0")])?;
         }
@@ -181,13 +162,7 @@ pub(crate) fn join(node: &HostData, host: &HostData, number: usize) -> Result<()
     add_netns(host)?;
     let (v4, v6, netns) = (host.v4, host.v6, &host.netns);
     sysctl(host, &FROM_THE_FIRST_PACKET)?;
-    sysctl(
-        host,
-        &[
-            ("ipv6/conf/default/accept_redirects", "0"),
-            ("ipv6/conf/default/accept_ra", "0"),
-        ],
-    )?;
+    sysctl(host, &[("ipv6/conf/default/accept_redirects", "0"), ("ipv6/conf/default/accept_ra", "0")])?;
     ip_batch(
         node,
         format!(
@@ -213,10 +188,7 @@ pub(crate) fn join(node: &HostData, host: &HostData, number: usize) -> Result<()
 
 /// Puts the rules of these services in place of those that were there.
 pub(crate) fn program(node: &HostData, services: &[&Service]) -> Result<()> {
-    for (restore, family) in [
-        ("iptables-restore", Family::V4),
-        ("ip6tables-restore", Family::V6),
-    ] {
+    for (restore, family) in [("iptables-restore", Family::V4), ("ip6tables-restore", Family::V6)] {
         inside(node, Cmd::new(restore).stdin(rules(services, family))).run()?;
     }
     Ok(())
@@ -232,19 +204,14 @@ fn add_netns(host: &HostData) -> Result<()> {
 
 fn ip_batch(host: &HostData, batch: String) -> Result<()> {
     let ip = Cmd::new("ip").args(["-n", &host.netns, "-batch", "-"]);
-    ip.stdin(batch.clone())
-        .run()
-        .with_context(|| format!("with these commands:\n{batch}"))
-        .map(drop)
+    ip.stdin(batch.clone()).run().with_context(|| format!("with these commands:\n{batch}")).map(drop)
 }
 
 /// Writes settings below /proc/sys/net, which shows those of the reader's namespace.
 fn sysctl(host: &HostData, settings: &[(&str, &str)]) -> Result<()> {
     let script = r#"while [ $# -gt 0 ]; do echo "$2" >"/proc/sys/net/$1" || exit 1; shift 2; done"#;
     let pairs = settings.iter().flat_map(|(name, value)| [*name, *value]);
-    inside(host, Cmd::new("sh").args(["-c", script, "sh"]).args(pairs))
-        .run()
-        .map(drop)
+    inside(host, Cmd::new("sh").args(["-c", script, "sh"]).args(pairs)).run().map(drop)
 }
 
 /// A command in a namespace, for the making of the bed: in no cgroup of it.

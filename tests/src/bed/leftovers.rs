@@ -44,10 +44,7 @@ impl Owner {
 
     fn parse(text: &str) -> Option<Self> {
         let (pid, start) = text.trim().split_once(' ')?;
-        Some(Self {
-            pid: pid.parse().ok()?,
-            start: start.parse().ok()?,
-        })
+        Some(Self { pid: pid.parse().ok()?, start: start.parse().ok()? })
     }
 }
 
@@ -175,13 +172,7 @@ mod tests {
     fn an_owner_is_told_from_a_later_process_of_the_same_id() {
         let owner = Owner::current().unwrap();
         assert!(owner.is_alive());
-        assert!(
-            !Owner {
-                start: owner.start + 1,
-                ..owner
-            }
-            .is_alive()
-        );
+        assert!(!Owner { start: owner.start + 1, ..owner }.is_alive());
     }
 
     #[test]

@@ -82,13 +82,7 @@ pub(crate) fn start(host: Option<&HostData>, cmd: &Cmd, log: PathBuf) -> Result<
     if let Some(pipe) = child.stderr.take() {
         tees.push(tee(pipe, file.try_clone()?));
     }
-    Ok(Running {
-        line: cmd.line(),
-        pid,
-        child: Mutex::new(child),
-        log,
-        tees: Mutex::new(tees),
-    })
+    Ok(Running { line: cmd.line(), pid, child: Mutex::new(child), log, tees: Mutex::new(tees) })
 }
 
 /// Copies lines to a log and to our standard error until the writer is gone.
@@ -142,20 +136,14 @@ impl Proc {
 
     /// Its exit status, if it has ended.
     pub fn exited(&self) -> Result<Option<ExitStatus>> {
-        lock(&self.running.child)
-            .try_wait()
-            .with_context(|| format!("cannot wait for `{}`", self.line()))
+        lock(&self.running.child).try_wait().with_context(|| format!("cannot wait for `{}`", self.line()))
     }
 
     /// An error with what it has said, if it has ended.
     pub fn must_run(&self) -> Result<()> {
         match self.exited()? {
             None => Ok(()),
-            Some(status) => bail!(
-                "`{}` has ended: {status}\n{}",
-                self.line(),
-                self.log()?.trim_end()
-            ),
+            Some(status) => bail!("`{}` has ended: {status}\n{}", self.line(), self.log()?.trim_end()),
         }
     }
 
@@ -176,10 +164,7 @@ impl Proc {
             let Some(status) = self.exited()? else {
                 return Ok(None);
             };
-            Ok(lock(&self.running.tees)
-                .iter()
-                .all(JoinHandle::is_finished)
-                .then_some(status))
+            Ok(lock(&self.running.tees).iter().all(JoinHandle::is_finished).then_some(status))
         })
     }
 

@@ -36,12 +36,7 @@ pub struct ServicePort {
 impl ServicePort {
     /// A TCP port that is the same on both sides.
     pub fn tcp(name: &str, port: u16) -> Self {
-        Self {
-            name: name.to_owned(),
-            port,
-            target: port,
-            protocol: Protocol::Tcp,
-        }
+        Self { name: name.to_owned(), port, target: port, protocol: Protocol::Tcp }
     }
 }
 
@@ -133,12 +128,7 @@ mod tests {
             v6: "fd00:10:96::b".parse().unwrap(),
             ports: vec![ServicePort::tcp("http", 80)],
             endpoints: [2, 3]
-                .map(|n| {
-                    (
-                        Ipv4Addr::new(10, 244, 0, n),
-                        format!("fd00::{n}").parse().unwrap(),
-                    )
-                })
+                .map(|n| (Ipv4Addr::new(10, 244, 0, n), format!("fd00::{n}").parse().unwrap()))
                 .to_vec(),
         };
         let text = rules(&[&service], Family::V6);

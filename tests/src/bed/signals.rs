@@ -33,14 +33,9 @@ fn listen() -> Result<()> {
     let started = LISTENER.get_or_init(|| {
         let (ready, is_ready) = mpsc::channel();
         thread::spawn(move || wait_for_one(&ready));
-        is_ready
-            .recv()
-            .unwrap_or_else(|_| Err("the thread that waits for signals has ended".to_owned()))
+        is_ready.recv().unwrap_or_else(|_| Err("the thread that waits for signals has ended".to_owned()))
     });
-    started
-        .clone()
-        .map_err(|error| anyhow!(error))
-        .context("cannot listen for signals")
+    started.clone().map_err(|error| anyhow!(error)).context("cannot listen for signals")
 }
 
 fn wait_for_one(ready: &mpsc::Sender<Result<(), String>>) {
@@ -68,11 +63,7 @@ fn wait_for_one(ready: &mpsc::Sender<Result<(), String>>) {
 /// Keeps every lock it takes until the process is gone: who is half-way through making something stays where it is.
 fn end_all(signal: i32) -> ! {
     let beds = lock(&BEDS);
-    let mut code = if EXPECTED.load(Ordering::SeqCst) {
-        0
-    } else {
-        128 + signal
-    };
+    let mut code = if EXPECTED.load(Ordering::SeqCst) { 0 } else { 128 + signal };
     let alive: Vec<Arc<Inner>> = beds.iter().filter_map(Weak::upgrade).collect();
     let mut states = Vec::new();
     for inner in &alive {

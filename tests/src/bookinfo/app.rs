@@ -35,11 +35,7 @@ pub fn run(role: Role, names: Vec<Name>) -> Result<()> {
         if role == Role::Mongodb {
             return mongo::serve(MONGO_PORT).await;
         }
-        let reuse = if role == Role::Productpage {
-            Reuse::Never
-        } else {
-            Reuse::KeepAlive
-        };
+        let reuse = if role == Role::Productpage { Reuse::Never } else { Reuse::KeepAlive };
         let client = Client::new(&names, reuse);
         serve(HTTP_PORT, move |path| {
             let (client, names) = (client.clone(), names.clone());
@@ -89,9 +85,5 @@ fn page(answer: Result<Option<Value>>) -> Page {
         Ok(None) => (StatusCode::NOT_FOUND, "text/plain", "no such page\n".to_owned()),
         Err(error) => (StatusCode::BAD_GATEWAY, "text/plain", format!("{error:#}\n")),
     };
-    Page {
-        status,
-        kind,
-        body: Bytes::from(body),
-    }
+    Page { status, kind, body: Bytes::from(body) }
 }

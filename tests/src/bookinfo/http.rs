@@ -44,14 +44,9 @@ impl FromStr for Name {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let (name, list) = text
-            .split_once('=')
-            .ok_or_else(|| anyhow!("expected NAME=ADDRESS[,ADDRESS]"))?;
+        let (name, list) = text.split_once('=').ok_or_else(|| anyhow!("expected NAME=ADDRESS[,ADDRESS]"))?;
         let address = |text: &str| text.parse().with_context(|| format!("`{text}` is no address"));
-        Ok(Self {
-            name: name.to_owned(),
-            addresses: list.split(',').map(address).collect::<Result<_>>()?,
-        })
+        Ok(Self { name: name.to_owned(), addresses: list.split(',').map(address).collect::<Result<_>>()? })
     }
 }
 
@@ -61,26 +56,15 @@ pub(crate) struct Names(Arc<BTreeMap<String, Vec<IpAddr>>>);
 
 impl Names {
     pub(crate) fn new(names: Vec<Name>) -> Self {
-        Self(Arc::new(
-            names
-                .into_iter()
-                .map(|name| (name.name, name.addresses))
-                .collect(),
-        ))
+        Self(Arc::new(names.into_iter().map(|name| (name.name, name.addresses)).collect()))
     }
 
     /// Where to connect to for `name` and a port.
     pub(crate) fn addresses(&self, name: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
         let known = self.0.get(name).ok_or_else(|| {
-            io::Error::new(
-                io::ErrorKind::NotFound,
-                format!("no address for `{name}`: give --resolve"),
-            )
+            io::Error::new(io::ErrorKind::NotFound, format!("no address for `{name}`: give --resolve"))
         })?;
-        Ok(known
-            .iter()
-            .map(|address| SocketAddr::new(*address, port))
-            .collect())
+        Ok(known.iter().map(|address| SocketAddr::new(*address, port)).collect())
     }
 }
 
@@ -150,11 +134,7 @@ impl Client {
 fn flat(error: ClientError) -> anyhow::Error {
     let connecting = error.is_connect();
     let error = anyhow::Error::new(error);
-    if connecting {
-        error.context("cannot connect")
-    } else {
-        error
-    }
+    if connecting { error.context("cannot connect") } else { error }
 }
 
 /// What a server answers with.
@@ -194,17 +174,13 @@ where
 /// A listener on all addresses of both families.
 pub(crate) async fn listen(port: u16) -> Result<TcpListener> {
     let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
-    TcpListener::bind(address)
-        .await
-        .with_context(|| format!("cannot listen on {address}"))
+    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
 }
 
 fn respond(page: Page) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(page.body));
     *response.status_mut() = page.status;
-    response
-        .headers_mut()
-        .insert("content-type", hyper::header::HeaderValue::from_static(page.kind));
+    response.headers_mut().insert("content-type", hyper::header::HeaderValue::from_static(page.kind));
     response
 }
 

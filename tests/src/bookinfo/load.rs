@@ -12,18 +12,13 @@ use super::http::{Client, Name, Names, Reuse, runtime};
 pub fn get(url: &str, names: Vec<Name>) -> Result<()> {
     let client = Client::new(&Names::new(names), Reuse::Never);
     let body = runtime()?.block_on(client.get(url))?;
-    std::io::stdout()
-        .write_all(&body)
-        .context("cannot write to standard output")
+    std::io::stdout().write_all(&body).context("cannot write to standard output")
 }
 
 /// Calls `url` as `load` says; an answer other than 200 is an error, at the end where there is one.
 pub fn run(url: &str, names: Vec<Name>, load: Load) -> Result<()> {
     if let Some(rate) = load.rate {
-        ensure!(
-            rate.is_finite() && rate > 0.0,
-            "the rate must be a positive number of calls a second"
-        );
+        ensure!(rate.is_finite() && rate > 0.0, "the rate must be a positive number of calls a second");
     }
     let names = Names::new(names);
     runtime()?.block_on(async {
@@ -42,10 +37,7 @@ pub fn run(url: &str, names: Vec<Name>, load: Load) -> Result<()> {
             }
             calls = calls.saturating_add(1);
         }
-        println!(
-            "{calls} calls in {:.1} s, {failures} failed",
-            start.elapsed().as_secs_f64()
-        );
+        println!("{calls} calls in {:.1} s, {failures} failed", start.elapsed().as_secs_f64());
         ensure!(failures == 0, "{failures} of {calls} calls failed");
         Ok(())
     })

@@ -38,24 +38,15 @@ pub(crate) async fn ratings(server: &[SocketAddr]) -> Result<Vec<i32>> {
     let mut stream = TcpStream::connect(server)
         .await
         .with_context(|| format!("cannot connect to MongoDB at {server:?}"))?;
-    ask(
-        &mut stream,
-        1,
-        vec![field("hello", Bson::Int(1)), field("$db", text("admin"))],
-    )
-    .await?;
+    ask(&mut stream, 1, vec![field("hello", Bson::Int(1)), field("$db", text("admin"))]).await?;
     let find = vec![
         field("find", text("ratings")),
         field("filter", Bson::Document(vec![])),
         field("$db", text("test")),
     ];
     let mut reply = ask(&mut stream, 2, find).await?;
-    let Some(Bson::Document(mut cursor)) = take(&mut reply, "cursor") else {
-        bail!("MongoDB: no cursor")
-    };
-    let Some(Bson::Array(batch)) = take(&mut cursor, "firstBatch") else {
-        bail!("MongoDB: no batch")
-    };
+    let Some(Bson::Document(mut cursor)) = take(&mut reply, "cursor") else { bail!("MongoDB: no cursor") };
+    let Some(Bson::Array(batch)) = take(&mut cursor, "firstBatch") else { bail!("MongoDB: no batch") };
     let rating = |row| match row {
         Bson::Document(mut row) => match take(&mut row, "rating") {
             Some(Bson::Int(stars)) => Ok(stars),
@@ -103,10 +94,7 @@ fn reply(command: &str) -> Document {
                 field("id", Bson::Long(0)),
                 field("ns", text("test.ratings")),
             ];
-            vec![
-                field("cursor", Bson::Document(cursor)),
-                field("ok", Bson::Double(1.0)),
-            ]
+            vec![field("cursor", Bson::Document(cursor)), field("ok", Bson::Double(1.0))]
         }
         other => vec![
             field("ok", Bson::Double(0.0)),
@@ -118,9 +106,7 @@ fn reply(command: &str) -> Document {
 
 async fn ask(stream: &mut TcpStream, id: i32, command: Document) -> Result<Document> {
     stream.write_all(&message(id, 0, &command)).await?;
-    let (_, mut reply) = read(stream)
-        .await?
-        .ok_or_else(|| anyhow!("MongoDB has closed the connection"))?;
+    let (_, mut reply) = read(stream).await?.ok_or_else(|| anyhow!("MongoDB has closed the connection"))?;
     match take(&mut reply, "ok") {
         Some(Bson::Double(1.0)) => Ok(reply),
         other => bail!("MongoDB: ok is {other:?}"),
@@ -150,10 +136,7 @@ async fn read(stream: &mut TcpStream) -> Result<Option<(i32, Document)>> {
     let (total, id, _, opcode) = (fields.int()?, fields.int()?, fields.int()?, fields.int()?);
     let total = usize::try_from(total).unwrap_or(0);
     ensure!(opcode == OP_MSG, "opcode {opcode} instead of OP_MSG");
-    ensure!(
-        (HEADER + SECTION..LONGEST).contains(&total),
-        "a message of {total} bytes"
-    );
+    ensure!((HEADER + SECTION..LONGEST).contains(&total), "a message of {total} bytes");
     let mut rest = vec![0; total - HEADER];
     stream.read_exact(&mut rest).await?;
     let mut rest = Reader(&rest);
@@ -207,11 +190,8 @@ fn write_document(out: &mut Vec<u8>, document: &[(String, Bson)]) {
             }
             Bson::Document(inner) => write_document(out, inner),
             Bson::Array(items) => {
-                let inner: Document = items
-                    .iter()
-                    .enumerate()
-                    .map(|(index, item)| (index.to_string(), item.clone()))
-                    .collect();
+                let inner: Document =
+                    items.iter().enumerate().map(|(index, item)| (index.to_string(), item.clone())).collect();
                 write_document(out, &inner);
             }
         }
@@ -226,10 +206,8 @@ struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
     fn bytes(&mut self, count: usize) -> Result<&'a [u8]> {
-        let (front, rest) = self
-            .0
-            .split_at_checked(count)
-            .ok_or_else(|| anyhow!("the message is cut off"))?;
+        let (front, rest) =
+            self.0.split_at_checked(count).ok_or_else(|| anyhow!("the message is cut off"))?;
         self.0 = rest;
         Ok(front)
     }
@@ -247,11 +225,8 @@ impl<'a> Reader<'a> {
     }
 
     fn text_to_zero(&mut self) -> Result<String> {
-        let end = self
-            .0
-            .iter()
-            .position(|byte| *byte == 0)
-            .ok_or_else(|| anyhow!("a text without an end"))?;
+        let end =
+            self.0.iter().position(|byte| *byte == 0).ok_or_else(|| anyhow!("a text without an end"))?;
         let text = std::str::from_utf8(self.bytes(end)?)?.to_owned();
         self.byte()?;
         Ok(text)
@@ -305,10 +280,7 @@ mod tests {
             write_document(&mut bytes, &document);
             assert_eq!(Reader(&bytes).document().unwrap(), document);
             for cut in 0..bytes.len() {
-                assert!(
-                    Reader(&bytes[..cut]).document().is_err(),
-                    "{command} cut at {cut}"
-                );
+                assert!(Reader(&bytes[..cut]).document().is_err(), "{command} cut at {cut}");
             }
         }
     }

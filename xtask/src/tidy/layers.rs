@@ -53,17 +53,11 @@ const IMPURE_PATHS: [&[&str]; 7] = [
 ];
 
 fn layer_of(module: &str) -> Option<Layer> {
-    MODULES
-        .iter()
-        .find(|(name, _)| *name == module)
-        .map(|(_, layer)| *layer)
+    MODULES.iter().find(|(name, _)| *name == module).map(|(_, layer)| *layer)
 }
 
 pub(super) fn check(file: &str, source: &Source) -> Vec<Violation> {
-    let Some(in_crate) = file
-        .strip_prefix("observer/src/")
-        .and_then(|file| file.strip_suffix(".rs"))
-    else {
+    let Some(in_crate) = file.strip_prefix("observer/src/").and_then(|file| file.strip_suffix(".rs")) else {
         return Vec::new();
     };
     // lib.rs only declares the modules.
@@ -71,17 +65,10 @@ pub(super) fn check(file: &str, source: &Source) -> Vec<Violation> {
         return Vec::new();
     }
     let here: Vec<&str> = in_crate.split('/').collect();
-    let violation = |line, rule, detail| Violation {
-        file: file.to_owned(),
-        line,
-        rule,
-        detail,
-    };
+    let violation = |line, rule, detail| Violation { file: file.to_owned(), line, rule, detail };
     let Some(layer) = layer_of(here[0]) else {
-        let detail = format!(
-            "module `{}` has no layer: add it to the table in xtask/src/tidy/layers.rs",
-            here[0]
-        );
+        let detail =
+            format!("module `{}` has no layer: add it to the table in xtask/src/tidy/layers.rs", here[0]);
         return vec![violation(1, Rule::Layering, detail)];
     };
 
@@ -127,10 +114,6 @@ fn module_used<'a>(words: &'a [String], here: &[&str]) -> Option<&'a str> {
 }
 
 fn is_impure(words: &[String]) -> bool {
-    words
-        .first()
-        .is_some_and(|first| IMPURE_CRATES.contains(&first.as_str()))
-        || IMPURE_PATHS
-            .iter()
-            .any(|path| words.windows(path.len()).any(|window| window == *path))
+    words.first().is_some_and(|first| IMPURE_CRATES.contains(&first.as_str()))
+        || IMPURE_PATHS.iter().any(|path| words.windows(path.len()).any(|window| window == *path))
 }

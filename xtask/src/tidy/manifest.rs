@@ -14,20 +14,12 @@ const CRATES: &[(&str, &[&str])] = &[
 ];
 
 pub(super) fn check(file: &str, text: &str) -> Vec<Violation> {
-    let violation = |line, rule, detail| Violation {
-        file: file.to_owned(),
-        line,
-        rule,
-        detail,
-    };
+    let violation = |line, rule, detail| Violation { file: file.to_owned(), line, rule, detail };
     let manifest: Table = match text.parse() {
         Ok(manifest) => manifest,
         Err(error) => return vec![violation(1, Rule::Readable, format!("is not TOML: {error}"))],
     };
-    let Some(name) = manifest
-        .get("package")
-        .and_then(|package| package.get("name"))
-        .and_then(Value::as_str)
+    let Some(name) = manifest.get("package").and_then(|package| package.get("name")).and_then(Value::as_str)
     else {
         return Vec::new();
     };
@@ -50,22 +42,14 @@ pub(super) fn check(file: &str, text: &str) -> Vec<Violation> {
         None => false,
     };
     if !has_lints {
-        found.push(violation(
-            1,
-            Rule::Lints,
-            format!("`{name}` does not have `[lints] workspace = true`"),
-        ));
+        found.push(violation(1, Rule::Lints, format!("`{name}` does not have `[lints] workspace = true`")));
     }
     found
 }
 
 /// The real names of all dependencies, those for tests, builds and single targets included.
 fn dependencies(manifest: &Table) -> impl Iterator<Item = &str> {
-    let targets = manifest
-        .get("target")
-        .and_then(Value::as_table)
-        .into_iter()
-        .flat_map(Table::values);
+    let targets = manifest.get("target").and_then(Value::as_table).into_iter().flat_map(Table::values);
     let parts = targets.filter_map(Value::as_table).chain([manifest]);
     parts
         .flat_map(|part| {
@@ -80,8 +64,7 @@ fn dependencies(manifest: &Table) -> impl Iterator<Item = &str> {
 /// The first line that names `what`, or the first of all.
 fn line_of(text: &str, what: &str) -> usize {
     let is_named = |line: &str| {
-        line.split(|c: char| !c.is_alphanumeric() && c != '-' && c != '_')
-            .any(|word| word == what)
+        line.split(|c: char| !c.is_alphanumeric() && c != '-' && c != '_').any(|word| word == what)
     };
     text.lines().position(is_named).map_or(1, |index| index + 1)
 }

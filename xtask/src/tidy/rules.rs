@@ -6,12 +6,7 @@ use super::{Rule, Violation, is_test_file, source::Source};
 const MAX_LINES: usize = 400;
 
 /// Where `unsafe` may stand: the types shared with the kernel, the kernel programs, and what loads them.
-const UNSAFE: [&str; 4] = [
-    "common/",
-    "observer-ebpf/",
-    "observer/src/probes.rs",
-    "observer/src/probes/",
-];
+const UNSAFE: [&str; 4] = ["common/", "observer-ebpf/", "observer/src/probes.rs", "observer/src/probes/"];
 
 /// Put together here, so that this file does not break its own rule.
 const MACHINE_PATHS: [&str; 2] = [concat!("/ro", "ot/"), concat!("/wo", "rk/")];
@@ -29,12 +24,7 @@ pub(super) fn text(file: &str, text: &str) -> Vec<Violation> {
     let is_code = CODE.iter().any(|ending| file.ends_with(ending));
     for (index, line) in text.lines().enumerate() {
         let mut violation = |rule, detail| {
-            found.push(Violation {
-                file: file.to_owned(),
-                line: index + 1,
-                rule,
-                detail,
-            });
+            found.push(Violation { file: file.to_owned(), line: index + 1, rule, detail });
         };
         if let Some(path) = MACHINE_PATHS.iter().find(|path| line.contains(*path)) {
             violation(Rule::MachinePath, format!("names `{path}`"));
@@ -51,12 +41,7 @@ pub(super) fn text(file: &str, text: &str) -> Vec<Violation> {
 pub(super) fn rust(file: &str, source: &Source) -> Vec<Violation> {
     let mut found = Vec::new();
     let mut violation = |line, rule, detail: String| {
-        found.push(Violation {
-            file: file.to_owned(),
-            line,
-            rule,
-            detail,
-        });
+        found.push(Violation { file: file.to_owned(), line, rule, detail });
     };
     if source.lines > MAX_LINES && !is_test_file(file) {
         let detail = format!(
@@ -69,25 +54,13 @@ pub(super) fn rust(file: &str, source: &Source) -> Vec<Violation> {
     for word in &source.words {
         match word.text.as_str() {
             "unsafe" if !may_be_unsafe => {
-                violation(
-                    word.line,
-                    Rule::Unsafe,
-                    format!("`unsafe` may stand only in {UNSAFE:?}"),
-                );
+                violation(word.line, Rule::Unsafe, format!("`unsafe` may stand only in {UNSAFE:?}"));
             }
             "unwrap" if word.is_method_call && !is_test_file(file) => {
-                violation(
-                    word.line,
-                    Rule::Unwrap,
-                    "use `expect` and say why it cannot fail".to_owned(),
-                );
+                violation(word.line, Rule::Unwrap, "use `expect` and say why it cannot fail".to_owned());
             }
             name @ ("todo" | "unimplemented") if word.is_macro => {
-                violation(
-                    word.line,
-                    Rule::LeftOpen,
-                    format!("`{name}!`: do it, or open an issue"),
-                );
+                violation(word.line, Rule::LeftOpen, format!("`{name}!`: do it, or open an issue"));
             }
             _ => {}
         }

@@ -37,10 +37,7 @@ pub(super) struct PathUse {
 impl Source {
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         let tokens: TokenStream = text.parse().map_err(|error| format!("is not Rust: {error}"))?;
-        let mut source = Self {
-            lines: text.lines().count(),
-            ..Self::default()
-        };
+        let mut source = Self { lines: text.lines().count(), ..Self::default() };
         source.scan(tokens, &[]);
         Ok(source)
     }
@@ -141,11 +138,7 @@ fn end_of_item(tokens: &[TokenTree], start: usize) -> usize {
         TokenTree::Punct(punct) => punct.as_char() == ';',
         TokenTree::Ident(_) | TokenTree::Literal(_) => false,
     };
-    tokens
-        .iter()
-        .skip(start)
-        .position(ends)
-        .map_or(tokens.len() - 1, |length| start + length)
+    tokens.iter().skip(start).position(ends).map_or(tokens.len() - 1, |length| start + length)
 }
 
 fn lines(tokens: &[TokenTree], item: &RangeInclusive<usize>) -> usize {
