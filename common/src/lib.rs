@@ -18,8 +18,18 @@ pub mod names {
     pub const CONNECT6: &str = "sidescope_connect6";
     /// `sock_ops`: the local address of a connection.
     pub const SOCK_OPS: &str = "sidescope_sock_ops";
+    /// `cgroup/sendmsg4`: which sockets ask a DNS server.
+    pub const SENDMSG4: &str = "sidescope_sendmsg4";
+    /// `cgroup/sendmsg6`: which sockets ask a DNS server.
+    pub const SENDMSG6: &str = "sidescope_sendmsg6";
     /// `cgroup_skb/egress`: the heads of requests.
     pub const EGRESS: &str = "sidescope_egress";
+    /// The part of the egress program that reads a TLS ClientHello; called by it.
+    pub const EGRESS_TLS: &str = "sidescope_tls";
+    /// The part of the egress program that walks HTTP/2 frames; called by it.
+    pub const EGRESS_HTTP2: &str = "sidescope_http2";
+    /// `cgroup_skb/ingress`: DNS answers.
+    pub const INGRESS: &str = "sidescope_ingress";
 
     /// Hash [`EdgeKey`](super::EdgeKey) -> [`EdgeState`](super::EdgeState): the edge set, the truth.
     pub const EDGES: &str = "EDGES";
@@ -31,7 +41,9 @@ pub mod names {
     pub const PROXY_UIDS: &str = "PROXY_UIDS";
     /// Per-CPU array of `u64`, indexed by [`Counter`](super::Counter).
     pub const COUNTERS: &str = "COUNTERS";
-    /// Ring buffer of [`EdgeEvent`](super::EdgeEvent) and [`HeadEvent`](super::HeadEvent).
+    /// Program array: the parts of the egress program, by [`part`](super::part).
+    pub const PARTS: &str = "PARTS";
+    /// Ring buffer of [`EdgeEvent`](super::EdgeEvent), [`HeadEvent`](super::HeadEvent) and [`DnsEvent`](super::DnsEvent).
     pub const EVENTS: &str = "EVENTS";
 }
 
@@ -51,8 +63,20 @@ pub const DEFAULT_RING_BYTES: u32 = 512 * 1024;
 pub const HEAD_BYTES: usize = 4096;
 /// Request heads with an unknown host that one edge may send to user space within [`HEAD_WINDOW_NS`].
 pub const HEADS_PER_WINDOW: u16 = 64;
-/// Length of the window of [`HEADS_PER_WINDOW`], in nanoseconds.
+/// DNS messages that one socket may send to user space within [`HEAD_WINDOW_NS`].
+pub const DNS_PER_WINDOW: u16 = 256;
+/// Length of the window of [`HEADS_PER_WINDOW`] and [`DNS_PER_WINDOW`], in nanoseconds.
 pub const HEAD_WINDOW_NS: u64 = 1_000_000_000;
+
+/// Index of the parts of the egress program. Each is a program of its own, so that each has the verifier's limits for itself.
+pub mod part {
+    /// TLS.
+    pub const TLS: u32 = 0;
+    /// HTTP/2.
+    pub const HTTP2: u32 = 1;
+    /// Number of parts.
+    pub const COUNT: u32 = 2;
+}
 
 /// An IPv6 address, or an IPv4 address in its v4-mapped form (`::ffff:a.b.c.d`), in network byte order.
 pub type Addr = [u8; 16];
@@ -141,6 +165,8 @@ pub mod event_kind {
     pub const EDGE: u32 = 1;
     /// A [`HeadEvent`](super::HeadEvent), followed by its bytes.
     pub const HEAD: u32 = 2;
+    /// A [`DnsEvent`](super::DnsEvent), followed by its bytes.
+    pub const DNS: u32 = 3;
 }
 
 /// A new edge.
@@ -158,26 +184,65 @@ pub struct EdgeEvent {
 }
 const _: () = assert!(size_of::<EdgeEvent>() == 48);
 
-/// Bytes that a workload sent at the start of a request; the bytes follow the header in the ring.
+/// Bytes from which the host of a request can be told; the bytes follow the header in the ring.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HeadEvent {
     /// [`event_kind::HEAD`].
     pub kind: u32,
     /// Number of bytes that follow, at most [`HEAD_BYTES`].
-    pub len: u32,
+    pub len: u16,
+    /// One of [`head_format`].
+    pub format: u16,
     /// Cookie of the socket.
     pub socket: u64,
-    /// Place of the first byte in the request.
-    pub offset: u32,
-    /// Number of the request on this socket, from 0; wraps.
+    /// Place of the first byte in what belongs together.
+    pub offset: u16,
+    /// Bytes that belong together, where the kernel knows it; else 0.
+    pub total: u16,
+    /// Number of the request on this socket; wraps.
     pub request: u32,
-    /// [`HostKey::host`] if the kernel found the host; 0 otherwise.
+    /// [`HostKey::host`] if the bytes are the whole of a name; else 0.
     pub host: u64,
-    /// The edge.
+    /// The edge. Of a socket older than the programs only the cookie is known: then all of it is zero.
     pub key: EdgeKey,
 }
 const _: () = assert!(size_of::<HeadEvent>() == 64);
+
+/// What the bytes of a [`HeadEvent`] are.
+pub mod head_format {
+    /// A piece of an HTTP/1 request from its first byte on.
+    pub const HTTP1: u16 = 1;
+    /// A piece of a TLS stream from its first byte on.
+    pub const TLS: u16 = 2;
+    /// A host as it was written, perhaps with a port.
+    pub const NAME: u16 = 3;
+    /// A host in HPACK's Huffman code.
+    pub const HUFFMAN: u16 = 4;
+    /// No bytes: there was a request whose host cannot be told.
+    pub const UNKNOWN: u16 = 5;
+}
+
+/// A DNS message that a workload received; the bytes follow the header in the ring.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DnsEvent {
+    /// [`event_kind::DNS`].
+    pub kind: u32,
+    /// Number of bytes that follow, at most [`HEAD_BYTES`].
+    pub len: u32,
+    /// Cookie of the network namespace of the socket.
+    pub netns: u64,
+    /// Cookie of the socket.
+    pub socket: u64,
+    /// When it came, nanoseconds of CLOCK_MONOTONIC.
+    pub time_ns: u64,
+    /// Sequence number of the first byte (TCP).
+    pub seq: u32,
+    /// 17: one datagram. 6: a segment of a stream of messages with their lengths.
+    pub transport: u32,
+}
+const _: () = assert!(size_of::<DnsEvent>() == 40);
 
 /// What is counted in the kernel; the index into the map [`names::COUNTERS`].
 #[repr(u32)]
@@ -197,13 +262,19 @@ pub enum Counter {
     SearchNoMemory = 5,
     /// Source addresses that the full map could not hold.
     SourcesFull = 6,
-    /// Packets whose bytes could not be read.
+    /// Packets whose bytes could not be read, or for which no room was left to read them.
     PacketUnreadable = 7,
+    /// HTTP/2 streams of frames whose thread was lost.
+    FramesLost = 8,
+    /// DNS messages that the full ring could not carry.
+    DnsRingFull = 9,
+    /// DNS messages over [`DNS_PER_WINDOW`].
+    DnsBudget = 10,
 }
 
 impl Counter {
     /// All counters, in the order of their index.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 11] = [
         Self::Connects,
         Self::EdgesFull,
         Self::EdgeRingFull,
@@ -212,17 +283,16 @@ impl Counter {
         Self::SearchNoMemory,
         Self::SourcesFull,
         Self::PacketUnreadable,
+        Self::FramesLost,
+        Self::DnsRingFull,
+        Self::DnsBudget,
     ];
 
-    /// Those that mean that something is missing or marked as incomplete.
-    pub const LOSSES: [Self; 6] = [
-        Self::EdgesFull,
-        Self::HeadRingFull,
-        Self::HeadBudget,
-        Self::SearchNoMemory,
-        Self::SourcesFull,
-        Self::PacketUnreadable,
-    ];
+    /// Whether it means that something is missing or marked as incomplete.
+    pub const fn is_loss(self) -> bool {
+        // An edge that could not be announced is found by the sweep.
+        !matches!(self, Self::Connects | Self::EdgeRingFull)
+    }
 
     /// Its name in `graph.json`, in logs and metrics.
     pub const fn name(self) -> &'static str {
@@ -235,6 +305,9 @@ impl Counter {
             Self::SearchNoMemory => "searchNoMemory",
             Self::SourcesFull => "sourcesFull",
             Self::PacketUnreadable => "packetUnreadable",
+            Self::FramesLost => "framesLost",
+            Self::DnsRingFull => "dnsRingFull",
+            Self::DnsBudget => "dnsBudget",
         }
     }
 }

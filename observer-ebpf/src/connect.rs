@@ -10,7 +10,9 @@ use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns};
 use aya_ebpf::programs::SockAddrContext;
 use sidescope_common::{Addr, Counter, EdgeEvent, EdgeKey, EdgeState, edge_flags, event_kind};
 
-use crate::maps::{EDGES, EVENTS, PROXY_UIDS, SEARCHES, Search, atomic_add, count, phase};
+use crate::dns;
+use crate::egress::new_search;
+use crate::maps::{EDGES, EVENTS, PROXY_UIDS, SEARCHES, atomic_add, count, phase};
 
 const SOCK_STREAM: u32 = 1;
 const IPPROTO_TCP: u32 = 6;
@@ -36,6 +38,10 @@ fn try_connect(ctx: &SockAddrContext, words: [u32; 4]) {
     // SAFETY: the context is valid for the run of the program; these fields are readable in connect4 and connect6.
     let (kind, protocol, port) =
         unsafe { ((*sock_addr).type_, (*sock_addr).protocol, (*sock_addr).user_port) };
+    let port = u16::from_be(port as u16);
+    if port == dns::PORT {
+        dns::mark(ctx);
+    }
     if kind != SOCK_STREAM || (protocol != IPPROTO_TCP && protocol != IPPROTO_MPTCP) {
         return;
     }
@@ -54,7 +60,7 @@ fn try_connect(ctx: &SockAddrContext, words: [u32; 4]) {
         return;
     }
     count(Counter::Connects);
-    let key = EdgeKey { netns, addr: addr(words), uid, port: u16::from_be(port as u16), reserved: 0 };
+    let key = EdgeKey { netns, addr: addr(words), uid, port, reserved: 0 };
     if let Some(edge) = touch_edge(&key) {
         start_search(ctx, &key, edge);
     }
@@ -116,7 +122,7 @@ pub fn flag_edge(key: &EdgeKey, flag: u16) {
 
 #[inline(always)]
 fn start_search(ctx: &SockAddrContext, key: &EdgeKey, edge: u64) {
-    let mut search = Search { key: *key, edge, next_seq: 0, copied: 0, request: 0, phase: phase::NEW };
+    let mut search = new_search(*key, edge, phase::NEW);
     // SAFETY: `sk` of the context is a full socket in connect4 and connect6.
     let stored = unsafe { SEARCHES.get_or_insert_ptr_mut(ctx, Some(&mut search)) };
     if stored.is_null() {

@@ -1,70 +1,183 @@
-//! Outgoing segments: the heads of requests.
+//! Outgoing packets: which of them may name a host.
 //!
 //! A host that user space knows already costs a look and no event; one that it does not know is handed on, within a budget per
 //! edge. Whatever cannot be handed on marks the edge as `host unknown`.
 
-use aya_ebpf::bindings::{BPF_ANY, BPF_EXIST, bpf_sock};
+use aya_ebpf::bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock};
 use aya_ebpf::helpers::generated::{
-    bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_ringbuf_output, bpf_sk_fullsock, bpf_sk_storage_delete,
-    bpf_sk_storage_get, bpf_skb_load_bytes,
+    bpf_get_socket_cookie, bpf_get_socket_uid, bpf_ktime_get_ns, bpf_sk_fullsock, bpf_sk_storage_get,
 };
 use aya_ebpf::programs::SkBuffContext;
-use sidescope_common::{
-    Counter, HEAD_BYTES, HEAD_WINDOW_NS, HEADS_PER_WINDOW, HeadEvent, HostKey, edge_flags, event_kind,
-};
+use sidescope_common::{Counter, EdgeKey, part};
 
-use crate::connect::flag_edge;
-use crate::maps::{
-    EDGES, EVENTS, HOSTS, SCRATCH, SCRATCH_SLOTS, SEARCHES, Scratch, Search, atomic_add, count, phase,
-};
-use crate::packet::{Segment, segment};
-use crate::scan::find_host;
+use crate::handover::with_scratch;
+use crate::http1::{self, Start};
+use crate::http2;
+use crate::maps::{Http2, PARTS, PROXY_UIDS, SEARCHES, Search, count, phase};
+use crate::packet::{Payload, TCP, payload};
+
+/// Requests in a row with a known host after which a connection is looked at only once a millisecond.
+const KNOWN_ENOUGH: u32 = 64;
 
 #[inline(always)]
 pub fn try_egress(ctx: &SkBuffContext) {
-    // SAFETY: the context is valid for the run of the program.
-    let sk = unsafe { (*ctx.skb.skb).__bindgen_anon_2.sk };
-    if sk.is_null() {
-        return;
-    }
-    // SAFETY: `sk` is not null.
-    let sk = unsafe { bpf_sk_fullsock(sk) };
-    if sk.is_null() {
-        return;
-    }
-    // SAFETY: a full socket; the value is the type of the map.
-    let search =
-        unsafe { bpf_sk_storage_get(searches(), sk.cast(), core::ptr::null_mut(), 0) }.cast::<Search>();
+    let Some(sk) = full_socket(ctx) else { return };
+    let search = search_of(sk);
     if search.is_null() {
-        return;
+        return older_socket(ctx, sk);
     }
     // SAFETY: not null, and valid for the run of the program. Packets of one socket are sent under its lock.
     let search = unsafe { &mut *search };
-    let Some(segment) = segment(ctx) else {
+    if search.phase == phase::DONE {
+        return;
+    }
+    if search.phase == phase::BETWEEN && search.known > KNOWN_ENOUGH && !is_next_millisecond(search) {
+        return;
+    }
+    let Some(payload) = payload(ctx) else {
         count(Counter::PacketUnreadable);
         return;
     };
-    if segment.len == 0 {
+    if payload.len == 0 {
         return;
     }
-    if search.phase == phase::HEAD {
-        if segment.seq == search.next_seq {
-            with_scratch(search, |search, scratch| go_on_head(ctx, search, scratch, &segment));
+    match search.phase {
+        phase::TLS => to_part(ctx, part::TLS),
+        phase::HTTP2 => to_part(ctx, part::HTTP2),
+        phase::HEAD => {
+            if payload.seq == search.next_seq {
+                with_scratch(|scratch| http1::go_on(ctx, search, scratch, &payload));
+            }
         }
+        _ => begin(ctx, search, payload),
+    }
+}
+
+/// The first bytes of a connection, or what may be the first of a request.
+#[inline(always)]
+fn begin(ctx: &SkBuffContext, search: &mut Search, payload: Payload) {
+    let mut payload = payload;
+    let mut word = first_word(ctx, &payload);
+    if search.phase == phase::NEW
+        && let Some(header) = proxy_header(ctx, &payload, word)
+    {
+        if header >= payload.len {
+            return;
+        }
+        payload.offset += header;
+        payload.len -= header;
+        payload.seq = payload.seq.wrapping_add(header);
+        word = first_word(ctx, &payload);
+    }
+    if http2::is_preface(word) && payload.len >= 8 {
+        search.phase = phase::HTTP2;
+        // The preface passes as if it were a frame of no interest.
+        search.http2 = Http2 { frame_left: http2::PREFACE, ..Http2::default() };
+        search.next_seq = payload.seq;
+        return to_part(ctx, part::HTTP2);
+    }
+    let start = if payload.len < 9 { short_start(word) } else { http1::start(ctx, &payload, word) };
+    if start != Start::Other {
+        with_scratch(|scratch| http1::begin(ctx, search, scratch, &payload, start));
         return;
     }
-    match starts_request(ctx, &segment) {
-        Some(plain) => {
-            with_scratch(search, |search, scratch| start_head(ctx, search, scratch, &segment, plain))
-        }
-        // Not HTTP/1: this socket costs nothing from here on.
-        // SAFETY: a full socket.
-        None if search.phase == phase::NEW => unsafe {
-            bpf_sk_storage_delete(searches(), sk.cast());
-        },
-        None => {}
+    if search.phase != phase::NEW {
+        return;
     }
-    let _: *mut bpf_sock = sk;
+    if is_tls(word) {
+        search.phase = phase::TLS;
+        search.next_seq = payload.seq;
+        search.copied = 0;
+        return to_part(ctx, part::TLS);
+    }
+    // Neither: from here on the socket costs a look at its storage.
+    search.phase = phase::DONE;
+}
+
+/// A socket without storage: accepted, a proxy's own, outside of pods, or older than the programs. Only the last are of interest,
+/// and what tells them is that they send a request.
+#[inline(always)]
+fn older_socket(ctx: &SkBuffContext, sk: *mut bpf_sock) {
+    // SAFETY: a full socket, checked by the caller.
+    let (protocol, ip4, ip6) = unsafe { ((*sk).protocol, (*sk).dst_ip4, (*sk).dst_ip6[3]) };
+    if protocol != u32::from(TCP) || u32::from_be(ip4) >> 24 == 127 || u32::from_be(ip6) == 1 {
+        return;
+    }
+    let Some(payload) = payload(ctx) else { return };
+    if payload.len < 16 {
+        return;
+    }
+    let word = first_word(ctx, &payload);
+    let is_http1 = http1::method_len(word).is_some();
+    if !is_http1 && !http2::is_headers_frame(ctx, &payload, word) {
+        return;
+    }
+    // SAFETY: the context is valid for the run of the program.
+    let uid = unsafe { bpf_get_socket_uid(ctx.skb.skb) };
+    // SAFETY: the value is never written after the start.
+    if unsafe { PROXY_UIDS.get(&uid) }.is_some() {
+        return;
+    }
+    // SAFETY: as above.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.skb.skb.cast()) };
+    let key = EdgeKey { netns: 0, addr: [0; 16], uid: 0, port: 0, reserved: 0 };
+    let phase = if is_http1 { phase::BETWEEN } else { phase::HTTP2 };
+    let mut search = new_search(key, cookie, phase);
+    search.next_seq = payload.seq;
+    // Entries of the dynamic table from before are not known.
+    search.http2.field = http2::BLIND;
+    let value = (&raw mut search).cast();
+    let flags = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
+    // SAFETY: a full socket; the value is of the map's type.
+    let stored = unsafe { bpf_sk_storage_get(searches(), sk.cast(), value, flags) }.cast::<Search>();
+    if stored.is_null() {
+        count(Counter::SearchNoMemory);
+        return;
+    }
+    if is_http1 {
+        // SAFETY: not null, and valid for the run of the program.
+        begin(ctx, unsafe { &mut *stored }, payload);
+    } else {
+        to_part(ctx, part::HTTP2);
+    }
+}
+
+/// A search that has just begun.
+#[inline(always)]
+pub fn new_search(key: EdgeKey, edge: u64, phase: u32) -> Search {
+    Search {
+        key,
+        edge,
+        next_seq: 0,
+        copied: 0,
+        request: 0,
+        last_look: 0,
+        known: 0,
+        phase,
+        window: 0,
+        heads: 0,
+        http2: Http2::default(),
+    }
+}
+
+/// The full socket of a packet.
+#[inline(always)]
+pub fn full_socket(ctx: &SkBuffContext) -> Option<*mut bpf_sock> {
+    // SAFETY: the context is valid for the run of the program.
+    let sk = unsafe { (*ctx.skb.skb).__bindgen_anon_2.sk };
+    if sk.is_null() {
+        return None;
+    }
+    // SAFETY: `sk` is not null.
+    let sk = unsafe { bpf_sk_fullsock(sk) };
+    (!sk.is_null()).then_some(sk)
+}
+
+/// The search on a socket; null if there is none.
+#[inline(always)]
+pub fn search_of(sk: *mut bpf_sock) -> *mut Search {
+    // SAFETY: a full socket.
+    unsafe { bpf_sk_storage_get(searches(), sk.cast(), core::ptr::null_mut(), 0) }.cast()
 }
 
 #[inline(always)]
@@ -72,198 +185,69 @@ fn searches() -> *mut core::ffi::c_void {
     (&raw const SEARCHES).cast_mut().cast()
 }
 
-/// Runs `f` with a slot of scratch that nobody else on this CPU uses.
-///
-/// A softirq, or on preemptible kernels another task, can run the same program on the same CPU in the midst of this one. An
-/// atomic add and a look at the result is a lock that works on 5.10 (which has no atomic exchange): two may both lose, never
-/// both win.
+/// Goes on in another program, with the same packet. Comes back only if that program is not there.
 #[inline(always)]
-fn with_scratch(search: &mut Search, f: impl Fn(&mut Search, &mut Scratch)) {
-    let mut slot = 0;
-    while slot < SCRATCH_SLOTS {
-        let Some(scratch) = SCRATCH.get_ptr_mut(slot) else {
-            return;
-        };
-        // SAFETY: a per-CPU map value, valid for the run of the program.
-        unsafe { atomic_add(&raw mut (*scratch).claims, 1) };
-        // SAFETY: as above.
-        let alone = unsafe { core::ptr::read_volatile(&raw const (*scratch).claims) } == 1;
-        if alone {
-            // SAFETY: the claim makes this the only reference.
-            f(search, unsafe { &mut *scratch });
-        }
-        // SAFETY: as above.
-        unsafe { atomic_add(&raw mut (*scratch).claims, u64::MAX) };
-        if alone {
-            return;
-        }
-        slot += 1;
-    }
-    count(Counter::PacketUnreadable);
-    flag_edge(&search.key, edge_flags::HOST_UNKNOWN);
+fn to_part(ctx: &SkBuffContext, part: u32) {
+    // SAFETY: the parts are programs of the same type.
+    let _ = unsafe { PARTS.tail_call(ctx, part) };
 }
 
-/// Whether a segment begins with an HTTP/1 method, or with as much of one as it holds. `Some(true)`: the target is a plain path,
-/// so that only the Host header names the host.
+/// Whether this is the first packet of the socket in this millisecond (of 2^20 ns).
 #[inline(always)]
-fn starts_request(ctx: &SkBuffContext, segment: &Segment) -> Option<bool> {
-    let at = segment.offset as usize;
-    if segment.len < 9 {
-        // A request that is written byte by byte.
-        let first: u8 = ctx.load(at).ok()?;
-        return matches!(first, b'G' | b'P' | b'H' | b'D' | b'O' | b'C' | b'T').then_some(false);
-    }
-    let word = u64::from_be_bytes(ctx.load::<[u8; 8]>(at).ok()?);
-    let method = match word >> 32 {
-        0x4745_5420 => 4,                                                // "GET "
-        0x5055_5420 => 4,                                                // "PUT "
-        0x504f_5354 if (word >> 24) as u8 == b' ' => 5,                  // "POST "
-        0x4845_4144 if (word >> 24) as u8 == b' ' => 5,                  // "HEAD "
-        0x5041_5443 if (word >> 16) as u16 == 0x4820 => 6,               // "PATCH "
-        0x5452_4143 if (word >> 16) as u16 == 0x4520 => 6,               // "TRACE "
-        0x4445_4c45 if (word >> 8) as u32 & 0xff_ffff == 0x54_4520 => 7, // "DELETE "
-        0x4f50_5449 if word as u32 == 0x4f4e_5320 => 8,                  // "OPTIONS "
-        0x434f_4e4e if word as u32 == 0x4543_5420 => 8,                  // "CONNECT "
-        _ => return None,
-    };
-    let target: u8 = ctx.load(at + method).ok()?;
-    Some(target == b'/')
-}
-
-#[inline(always)]
-fn start_head(
-    ctx: &SkBuffContext,
-    search: &mut Search,
-    scratch: &mut Scratch,
-    segment: &Segment,
-    plain: bool,
-) {
-    let Some(len) = load(ctx, scratch, segment, HEAD_BYTES) else {
-        count(Counter::PacketUnreadable);
-        flag_edge(&search.key, edge_flags::HOST_UNKNOWN);
-        return;
-    };
-    search.request = search.request.wrapping_add(1);
-    search.copied = 0;
-    search.phase = phase::BETWEEN;
-    let found = if plain { find_host(scratch, len) } else { None };
-    let Some(found) = found else {
-        // The host stands in the target, later than the kernel looks, or in a later segment: user space has a look.
-        if within_budget(search) {
-            hand_on(ctx, search, scratch, len, 0);
-            go_on_after(search, scratch, segment, len);
-        }
-        return;
-    };
-    let host = HostKey { edge: search.edge, host: found.hash };
+fn is_next_millisecond(search: &mut Search) -> bool {
     // SAFETY: no preconditions.
-    let now = unsafe { bpf_ktime_get_ns() };
-    if HOSTS.insert(&host, &now, u64::from(BPF_EXIST)).is_ok() || !within_budget(search) {
-        return;
+    let now = (unsafe { bpf_ktime_get_ns() } >> 20) as u32;
+    let next = now != search.last_look;
+    search.last_look = now;
+    next
+}
+
+/// The first eight bytes, the first one highest; zeros where there are fewer.
+#[inline(always)]
+fn first_word(ctx: &SkBuffContext, payload: &Payload) -> u64 {
+    let at = payload.offset as usize;
+    if payload.len >= 8 {
+        return ctx.load::<[u8; 8]>(at).map_or(0, u64::from_be_bytes);
     }
-    let end = found.end.min(len);
-    if hand_on(ctx, search, scratch, end, found.hash) {
-        // A failure means that the host is announced again at its next request.
-        let _ = HOSTS.insert(&host, &now, u64::from(BPF_ANY));
+    ctx.load::<u8>(at).map_or(0, |first| u64::from(first) << 56)
+}
+
+/// A request that is written in tiny pieces: only the first byte can be looked at.
+#[inline(always)]
+fn short_start(word: u64) -> Start {
+    match (word >> 56) as u8 {
+        b'G' | b'P' | b'H' | b'D' | b'O' | b'C' | b'T' => Start::Unclear,
+        _ => Start::Other,
     }
 }
 
+/// A handshake record of TLS.
 #[inline(always)]
-fn go_on_head(ctx: &SkBuffContext, search: &mut Search, scratch: &mut Scratch, segment: &Segment) {
-    let room = HEAD_BYTES.saturating_sub(search.copied as usize);
-    match load(ctx, scratch, segment, room) {
-        Some(len) => {
-            hand_on(ctx, search, scratch, len, 0);
-            go_on_after(search, scratch, segment, len);
-        }
-        None => search.phase = phase::BETWEEN,
+fn is_tls(word: u64) -> bool {
+    word >> 48 == 0x1603 || (word << 8 == 0 && word >> 56 == 0x16)
+}
+
+/// Length of a PROXY protocol header at the start of the payload.
+#[inline(always)]
+fn proxy_header(ctx: &SkBuffContext, payload: &Payload, word: u64) -> Option<u32> {
+    const V2: u64 = 0x0d0a_0d0a_000d_0a51;
+    const V1: u64 = u64::from_be_bytes(*b"PROXY \0\0") >> 16;
+    /// Longest header of version 1.
+    const V1_MAX: u32 = 107;
+    let at = payload.offset as usize;
+    if word == V2 {
+        let len: u16 = ctx.load(at + 14).ok()?;
+        return Some(16 + u32::from(u16::from_be(len)));
     }
-}
-
-/// After a part of a head that did not name the host: the next segment goes on with it, unless this one ends the head or the
-/// limit is reached.
-#[inline(always)]
-fn go_on_after(search: &mut Search, scratch: &Scratch, segment: &Segment, len: usize) {
-    search.copied += len as u32;
-    search.next_seq = segment.seq.wrapping_add(segment.len);
-    let ended = (4..=HEAD_BYTES).contains(&len) && {
-        let last = (len - 4) & (HEAD_BYTES - 1);
-        last + 3 < HEAD_BYTES
-            && scratch.data[last] == b'\r'
-            && scratch.data[last + 1] == b'\n'
-            && scratch.data[last + 2] == b'\r'
-            && scratch.data[last + 3] == b'\n'
-    };
-    let more = !ended && (search.copied as usize) < HEAD_BYTES && segment.len as usize == len;
-    search.phase = if more { phase::HEAD } else { phase::BETWEEN };
-}
-
-/// Copies at most `room` bytes of the payload into the scratch; returns how many.
-#[inline(always)]
-fn load(ctx: &SkBuffContext, scratch: &mut Scratch, segment: &Segment, room: usize) -> Option<usize> {
-    let len = (segment.len as usize).min(room);
-    if !aya_ebpf::check_bounds_signed(len as i64, 1, HEAD_BYTES as i64) {
+    if word >> 16 != V1 {
         return None;
     }
-    // SAFETY: the buffer has room for HEAD_BYTES.
-    let failed = unsafe {
-        bpf_skb_load_bytes(ctx.skb.skb.cast(), segment.offset, scratch.data.as_mut_ptr().cast(), len as u32)
-    };
-    (failed == 0).then_some(len)
-}
-
-/// Whether the edge may hand on one more head in this window; if not, its hosts are not complete.
-#[inline(always)]
-fn within_budget(search: &Search) -> bool {
-    let Some(state) = EDGES.get_ptr_mut(&search.key) else {
-        return false;
-    };
-    // SAFETY: a map value is valid for the run of the program. CPUs that race may let a few heads more pass.
-    let state = unsafe { &mut *state };
-    // SAFETY: no preconditions.
-    let window = (unsafe { bpf_ktime_get_ns() } / HEAD_WINDOW_NS) as u32;
-    if state.window != window {
-        state.window = window;
-        state.heads = 0;
+    let mut i = 8;
+    while i < V1_MAX {
+        if ctx.load::<u8>(at + i as usize).ok()? == b'\n' {
+            return Some(i + 1);
+        }
+        i += 1;
     }
-    if state.heads >= HEADS_PER_WINDOW {
-        state.flags |= edge_flags::HOST_UNKNOWN;
-        count(Counter::HeadBudget);
-        return false;
-    }
-    state.heads += 1;
-    true
-}
-
-/// Sends the first `len` bytes of the scratch to user space.
-#[inline(always)]
-fn hand_on(ctx: &SkBuffContext, search: &Search, scratch: &mut Scratch, len: usize, host: u64) -> bool {
-    scratch.event = HeadEvent {
-        kind: event_kind::HEAD,
-        len: len as u32,
-        // SAFETY: the context is valid for the run of the program.
-        socket: unsafe { bpf_get_socket_cookie(ctx.skb.skb.cast()) },
-        offset: search.copied,
-        request: search.request,
-        host,
-        key: search.key,
-    };
-    if !aya_ebpf::check_bounds_signed(len as i64, 1, HEAD_BYTES as i64) {
-        return false;
-    }
-    // SAFETY: event and data lie behind each other (repr(C)), and `len` bytes of data are there.
-    let failed = unsafe {
-        bpf_ringbuf_output(
-            (&raw const EVENTS).cast_mut().cast(),
-            (&raw mut scratch.event).cast(),
-            (size_of::<HeadEvent>() + len) as u64,
-            0,
-        )
-    };
-    if failed != 0 {
-        count(Counter::HeadRingFull);
-        flag_edge(&search.key, edge_flags::HOST_UNKNOWN);
-        return false;
-    }
-    true
+    None
 }

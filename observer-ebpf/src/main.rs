@@ -7,12 +7,17 @@
 // For the one instruction in `maps::atomic_add`.
 #![feature(asm_experimental_arch)]
 
+mod bounded;
 mod connect;
+mod dns;
 mod egress;
+mod handover;
+mod http1;
+mod http2;
 mod maps;
 mod packet;
-mod scan;
 mod source;
+mod tls;
 
 use aya_ebpf::macros::{cgroup_skb, cgroup_sock_addr, sock_ops};
 use aya_ebpf::programs::{SkBuffContext, SockAddrContext, SockOpsContext};
@@ -32,6 +37,18 @@ pub fn sidescope_connect6(ctx: SockAddrContext) -> i32 {
     GO_ON
 }
 
+#[cgroup_sock_addr(sendmsg4)]
+pub fn sidescope_sendmsg4(ctx: SockAddrContext) -> i32 {
+    dns::try_sendmsg(&ctx);
+    GO_ON
+}
+
+#[cgroup_sock_addr(sendmsg6)]
+pub fn sidescope_sendmsg6(ctx: SockAddrContext) -> i32 {
+    dns::try_sendmsg(&ctx);
+    GO_ON
+}
+
 #[sock_ops]
 pub fn sidescope_sock_ops(ctx: SockOpsContext) -> u32 {
     source::try_sock_ops(&ctx);
@@ -41,6 +58,24 @@ pub fn sidescope_sock_ops(ctx: SockOpsContext) -> u32 {
 #[cgroup_skb(egress)]
 pub fn sidescope_egress(ctx: SkBuffContext) -> i32 {
     egress::try_egress(&ctx);
+    GO_ON
+}
+
+#[cgroup_skb(egress)]
+pub fn sidescope_tls(ctx: SkBuffContext) -> i32 {
+    tls::try_tls(&ctx);
+    GO_ON
+}
+
+#[cgroup_skb(egress)]
+pub fn sidescope_http2(ctx: SkBuffContext) -> i32 {
+    http2::try_http2(&ctx);
+    GO_ON
+}
+
+#[cgroup_skb(ingress)]
+pub fn sidescope_ingress(ctx: SkBuffContext) -> i32 {
+    dns::try_ingress(&ctx);
     GO_ON
 }
 

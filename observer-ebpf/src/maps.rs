@@ -2,10 +2,10 @@
 
 use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::macros::{btf_map, map};
-use aya_ebpf::maps::{HashMap, LruHashMap, PerCpuArray, RingBuf};
+use aya_ebpf::maps::{HashMap, LruHashMap, PerCpuArray, ProgramArray, RingBuf};
 use sidescope_common::{
-    Counter, DEFAULT_EDGES, DEFAULT_HOSTS, DEFAULT_RING_BYTES, EdgeKey, EdgeState, HEAD_BYTES, HeadEvent,
-    HostKey, MAX_PROXY_UIDS, MAX_SOURCES, SourceAddr, SourceKey,
+    Counter, DEFAULT_EDGES, DEFAULT_HOSTS, DEFAULT_RING_BYTES, DnsEvent, EdgeKey, EdgeState, HEAD_BYTES, HeadEvent,
+    HostKey, MAX_PROXY_UIDS, MAX_SOURCES, SourceAddr, SourceKey, part,
 };
 
 /// A plain hash, never LRU: an LRU would forget edges that nobody has read yet.
@@ -26,6 +26,9 @@ pub static PROXY_UIDS: HashMap<u32, u8> = HashMap::with_max_entries(MAX_PROXY_UI
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(DEFAULT_RING_BYTES, 0);
 
 #[map]
+pub static PARTS: ProgramArray = ProgramArray::with_max_entries(part::COUNT, 0);
+
+#[map]
 static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::ALL.len() as u32, 0);
 
 #[map]
@@ -35,20 +38,32 @@ pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(SCRATCH
 #[btf_map]
 pub static SEARCHES: SkStorage<Search> = SkStorage::new();
 
+/// Sockets that ask a DNS server.
+#[btf_map]
+pub static RESOLVERS: SkStorage<Resolver> = SkStorage::new();
+
 /// Room for the bytes of one head; too large for the stack.
 #[repr(C)]
 pub struct Scratch {
-    /// Number of programs on this CPU that want the slot: see [`crate::egress`].
+    /// Number of programs on this CPU that want the slot: see [`crate::handover::with_scratch`].
     pub claims: u64,
-    /// Header of the record, directly before its bytes.
-    pub event: HeadEvent,
-    pub data: [u8; HEAD_BYTES],
     /// Results of a scan. They pass through memory on purpose: the verifier then forgets which of the many ways through the
     /// loop led here, and does not walk the rest of the program once per way.
-    pub found: u32,
+    pub start: u32,
     pub end: u32,
-    pub hash: u64,
+    /// The place in the packet that a walk has come to, and the bytes of the packet that lie in `data`. In memory for the same
+    /// reason.
+    pub at: u32,
+    pub window: u32,
+    pub window_end: u32,
+    pub reserved: u32,
+    /// Room before the header, so that a [`DnsEvent`] can stand directly before the bytes, too.
+    pub event: HeadEvent,
+    pub data: [u8; HEAD_BYTES],
 }
+
+/// Bytes of [`Scratch::event`] before a [`DnsEvent`] that ends where it ends.
+pub const DNS_EVENT_OFFSET: usize = size_of::<HeadEvent>() - size_of::<DnsEvent>();
 
 /// Slots of scratch per CPU: one for the program, one for a second one that interrupts it (softirq or preemption).
 pub const SCRATCH_SLOTS: u32 = 2;
@@ -57,17 +72,72 @@ pub const SCRATCH_SLOTS: u32 = 2;
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Search {
+    /// The edge; all zero on a socket that is older than the programs.
     pub key: EdgeKey,
-    /// Id of the edge: [`EdgeState::first_ns`].
+    /// First half of [`HostKey`]: [`EdgeState::first_ns`] of the edge, or the cookie of an older socket.
     pub edge: u64,
-    /// Sequence number of the byte that continues the head, in [`phase::HEAD`].
+    /// Sequence number of the byte that continues what was begun.
     pub next_seq: u32,
-    /// Bytes of the head that were handed on.
+    /// Bytes that were handed on of what was begun.
     pub copied: u32,
     /// Number of the request on this socket.
     pub request: u32,
+    /// Millisecond of the last request that was looked at.
+    pub last_look: u32,
+    /// Requests in a row whose host was known.
+    pub known: u32,
     /// One of [`phase`].
     pub phase: u32,
+    /// Budget of an older socket, whose edge is not known here; see [`EdgeState`].
+    pub window: u32,
+    pub heads: u32,
+    pub http2: Http2,
+}
+
+/// Where the walk through HTTP/2 frames stands; see [`crate::http2`].
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct Http2 {
+    /// Bytes of the current frame's payload that are left.
+    pub frame_left: u32,
+    /// Bytes to pass over before the next byte that matters.
+    pub skip: u32,
+    /// The integer that is being read.
+    pub value: u32,
+    /// Length of the frame whose header is being read.
+    pub frame_len: u32,
+    /// Entries that were put into the encoder's dynamic table.
+    pub inserted: u32,
+    /// [`inserted`](Self::inserted) after the last entry whose name is :authority; 0: none.
+    pub authority: u32,
+    /// Bytes of the authority that are still to be handed on.
+    pub capture: u32,
+    /// Length of that authority.
+    pub length: u32,
+    pub state: u8,
+    /// Bytes of the frame header that were read.
+    pub header: u8,
+    pub frame_type: u8,
+    pub frame_flags: u8,
+    /// What the integer that is being read means.
+    pub meaning: u8,
+    pub shift: u8,
+    /// Bits of what is known of the current field and block.
+    pub field: u8,
+    /// Bytes of the name that were compared.
+    pub matched: u8,
+    /// Bytes of padding at the end of the frame.
+    pub pad: u8,
+    pub reserved: [u8; 3],
+}
+
+/// A socket that asks a DNS server.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Resolver {
+    pub netns: u64,
+    pub window: u32,
+    pub messages: u32,
 }
 
 /// Where the search on a socket stands.
@@ -76,8 +146,14 @@ pub mod phase {
     pub const NEW: u32 = 0;
     /// The connection speaks HTTP/1; a request may start at the next segment.
     pub const BETWEEN: u32 = 1;
-    /// A head began and its host has not been found yet.
+    /// An HTTP/1 head began and its host has not been found yet.
     pub const HEAD: u32 = 2;
+    /// A TLS ClientHello began and its name has not been found yet.
+    pub const TLS: u32 = 3;
+    /// The connection speaks HTTP/2.
+    pub const HTTP2: u32 = 4;
+    /// Nothing more to be found here.
+    pub const DONE: u32 = 5;
 }
 
 #[inline(always)]
@@ -97,7 +173,14 @@ pub unsafe fn atomic_add(word: *mut u64, value: u64) {
     // Rust offers no atomic add on this target. This is the instruction of BPF's first version (BPF_XADD), known to every
     // kernel; the result is not to be had.
     // SAFETY: by the caller.
-    unsafe {
-        core::arch::asm!("lock *(u64 *)({word} + 0) += {value}", word = in(reg) word, value = in(reg) value)
-    }
+    unsafe { core::arch::asm!("lock *(u64 *)({word} + 0) += {value}", word = in(reg) word, value = in(reg) value) }
 }
+
+/// Reads a field of a map value anew, so that neither the compiler nor the verifier knows anything of it.
+macro_rules! anew {
+    ($place:expr) => {
+        // SAFETY: the place of a field of a valid reference.
+        unsafe { core::ptr::read_volatile(&raw const $place) }
+    };
+}
+pub(crate) use anew;

@@ -1,48 +1,49 @@
-//! Where the TCP payload of an outgoing packet lies.
+//! Where the TCP or UDP payload of a packet lies.
 
 use aya_ebpf::programs::SkBuffContext;
 
-const ETH_P_IP: u32 = 0x0800;
-const ETH_P_IPV6: u32 = 0x86dd;
-const IPPROTO_TCP: u8 = 6;
+const ETH_P_IP: u16 = 0x0800;
+const ETH_P_IPV6: u16 = 0x86dd;
 const IPV6_HEADER: u32 = 40;
+const UDP_HEADER: u32 = 8;
+/// TCP.
+pub const TCP: u8 = 6;
+/// UDP.
+pub const UDP: u8 = 17;
 
-/// A TCP segment: where its payload lies in the packet and in the stream.
-pub struct Segment {
-    /// Sequence number of the first payload byte.
+/// The payload of a packet.
+#[derive(Clone, Copy)]
+pub struct Payload {
+    /// [`TCP`] or [`UDP`].
+    pub transport: u8,
+    /// Sequence number of the first byte (TCP).
     pub seq: u32,
-    /// Offset of the payload from the IP header.
+    /// Offset from the IP header.
     pub offset: u32,
-    /// Length of the payload.
+    /// Length.
     pub len: u32,
 }
 
-/// The segment in an IP packet. `None`: not TCP, or a header that does not fit.
+/// The payload of an IP packet. `None`: neither TCP nor UDP, or a header that does not fit.
 #[inline(always)]
-pub fn segment(ctx: &SkBuffContext) -> Option<Segment> {
-    let tcp = match u32::from(u16::from_be(ctx.skb.protocol() as u16)) {
+pub fn payload(ctx: &SkBuffContext) -> Option<Payload> {
+    let (transport, header) = match u16::from_be(ctx.skb.protocol() as u16) {
         ETH_P_IP => {
-            let first: u8 = ctx.load(0).ok()?;
-            let protocol: u8 = ctx.load(9).ok()?;
-            if protocol != IPPROTO_TCP {
-                return None;
-            }
-            u32::from(first & 0xf) * 4
+            let ip: [u8; 10] = ctx.load(0).ok()?;
+            (ip[9], u32::from(ip[0] & 0xf) * 4)
         }
-        // The kernel sends TCP with extension headers only where the program set such options itself; those packets are passed
-        // over.
-        ETH_P_IPV6 => {
-            let next: u8 = ctx.load(6).ok()?;
-            if next != IPPROTO_TCP {
-                return None;
-            }
-            IPV6_HEADER
-        }
+        // Programs can make the kernel add extension headers to what they send; such packets are passed over.
+        ETH_P_IPV6 => (ctx.load::<u8>(6).ok()?, IPV6_HEADER),
         _ => return None,
     };
-    let seq: u32 = ctx.load(tcp as usize + 4).ok()?;
-    let data_offset: u8 = ctx.load(tcp as usize + 12).ok()?;
-    let offset = tcp + u32::from(data_offset >> 4) * 4;
+    // The first 16 bytes hold all that is needed of a TCP header, and a UDP datagram of interest is longer than that.
+    let head: [u8; 16] = ctx.load(header as usize).ok()?;
+    let (seq, length) = match transport {
+        TCP => (u32::from_be_bytes([head[4], head[5], head[6], head[7]]), u32::from(head[12] >> 4) * 4),
+        UDP => (0, UDP_HEADER),
+        _ => return None,
+    };
+    let offset = header + length;
     let len = ctx.len().checked_sub(offset)?;
-    Some(Segment { seq: u32::from_be(seq), offset, len })
+    Some(Payload { transport, seq, offset, len })
 }

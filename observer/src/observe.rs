@@ -131,6 +131,7 @@ impl Watch<'_> {
         self.probes.drain(DRAIN_LIMIT, |record| match record {
             Ok(Event::Edge(event)) => collector.edge(&event),
             Ok(Event::Head(event, bytes)) => collector.head(&event, bytes),
+            Ok(Event::Dns(..)) => {}
             Err(_) => collector.malformed_record(),
         })
     }
@@ -197,7 +198,7 @@ impl Watch<'_> {
     fn losses(&self) -> Result<BTreeMap<String, u64>, ProbeError> {
         let mut losses: BTreeMap<String, u64> =
             self.collector.losses().iter().map(|(loss, count)| (loss.name().to_owned(), *count)).collect();
-        for counter in Counter::LOSSES {
+        for counter in Counter::ALL.into_iter().filter(|counter| counter.is_loss()) {
             let count = self.probes.counter(counter)?;
             if count > 0 {
                 losses.insert(counter.name().to_owned(), count);

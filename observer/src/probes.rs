@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _};
 
-use aya::maps::{HashMap, MapData, PerCpuArray, RingBuf};
+use aya::maps::{HashMap, MapData, PerCpuArray, ProgramArray, RingBuf};
 use aya::programs::{
     CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, ProgramError, SockOps,
 };
@@ -13,7 +13,7 @@ use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use nix::errno::Errno;
 use sidescope_common::{
-    Counter, EdgeEvent, EdgeKey, EdgeState, HeadEvent, SourceAddr, SourceKey, event_kind, names,
+    Counter, DnsEvent, EdgeEvent, EdgeKey, EdgeState, HeadEvent, SourceAddr, SourceKey, event_kind, names, part,
 };
 use tokio::io::unix::AsyncFd;
 
@@ -42,6 +42,21 @@ impl Default for Settings {
         }
     }
 }
+
+/// Programs that are attached: those that use the socket's storage first, those that fill it last.
+const HOOKS: [&str; 7] = [
+    names::INGRESS,
+    names::EGRESS,
+    names::SOCK_OPS,
+    names::SENDMSG4,
+    names::SENDMSG6,
+    names::CONNECT6,
+    names::CONNECT4,
+];
+
+/// Programs that the egress program calls.
+const PARTS: [(u32, &str); part::COUNT as usize] =
+    [(part::TLS, names::EGRESS_TLS), (part::HTTP2, names::EGRESS_HTTP2)];
 
 /// Why the programs cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -108,6 +123,8 @@ pub enum Event<'a> {
     Edge(EdgeEvent),
     /// Bytes of a request. They lie in the ring and are gone when the callback returns.
     Head(HeadEvent, &'a [u8]),
+    /// A DNS message that a workload received, likewise.
+    Dns(DnsEvent, &'a [u8]),
 }
 
 /// A record that is not what its first word says: programs and user space do not belong together.
@@ -118,6 +135,8 @@ pub struct Malformed;
 pub struct Probes {
     // Holds the links.
     _bpf: Ebpf,
+    // The kernel empties a program array that nobody holds.
+    _parts: ProgramArray<MapData>,
     edges: HashMap<MapData, EdgeKey, EdgeState>,
     sources: HashMap<MapData, SourceKey, SourceAddr>,
     counters: PerCpuArray<MapData, u64>,
@@ -156,14 +175,19 @@ impl Probes {
         // SAFETY: the ring owns its descriptor and keeps it open and the same for as long as it lives.
         let ring = unsafe { AsyncFd::register(ring) }.map_err(|err| ProbeError::Wait(err.into()))?;
 
-        for program in [names::CONNECT4, names::CONNECT6, names::SOCK_OPS, names::EGRESS] {
+        for program in PARTS.iter().map(|(_, program)| *program).chain(HOOKS) {
             load(&mut bpf, program, &kernel)?;
         }
-        // The hooks that use the socket's storage first, those that fill it last.
-        for program in [names::EGRESS, names::SOCK_OPS, names::CONNECT6, names::CONNECT4] {
+        let mut parts: ProgramArray<MapData> = take(&mut bpf, names::PARTS)?;
+        for (index, name) in PARTS {
+            let program = <&CgroupSkb>::try_from(bpf.program(name).expect("loaded before"));
+            let fd = program.and_then(|program| program.fd()).map_err(|err| attach_error(name, err))?;
+            parts.set(index, fd, 0).map_err(map_error(names::PARTS))?;
+        }
+        for program in HOOKS {
             attach(&mut bpf, program, cgroup)?;
         }
-        Ok(Self { _bpf: bpf, edges, sources, counters, ring })
+        Ok(Self { _bpf: bpf, _parts: parts, edges, sources, counters, ring })
     }
 
     /// Waits until the ring holds a record.
@@ -280,14 +304,18 @@ fn attach(bpf: &mut Ebpf, name: &'static str, cgroup: &File) -> Result<(), Probe
     let fd = cgroup.as_fd();
     let result = match name {
         names::SOCK_OPS => <&mut SockOps>::try_from(program).and_then(|p| p.attach(fd, mode)).map(drop),
-        names::EGRESS => <&mut CgroupSkb>::try_from(program)
-            .and_then(|p| p.attach(fd, CgroupSkbAttachType::Egress, mode))
-            .map(drop),
+        names::EGRESS | names::INGRESS => {
+            let direction =
+                if name == names::EGRESS { CgroupSkbAttachType::Egress } else { CgroupSkbAttachType::Ingress };
+            <&mut CgroupSkb>::try_from(program).and_then(|p| p.attach(fd, direction, mode)).map(drop)
+        }
         _ => <&mut CgroupSockAddr>::try_from(program).and_then(|p| p.attach(fd, mode)).map(drop),
     };
-    result.map_err(|err| {
-        refused(err, "attach BPF programs", |err| ProbeError::Attach { program: name, source: Box::new(err) })
-    })
+    result.map_err(|err| refused(err, "attach BPF programs", |err| attach_error(name, err)))
+}
+
+fn attach_error(program: &'static str, err: ProgramError) -> ProbeError {
+    ProbeError::Attach { program, source: Box::new(err) }
 }
 
 /// Tells a want of rights from everything else.
@@ -319,8 +347,13 @@ fn parse(record: &[u8]) -> Result<Event<'_>, Malformed> {
         event_kind::EDGE => read::<EdgeEvent>(record).map(|(event, _)| Event::Edge(event)),
         event_kind::HEAD => {
             let (event, bytes) = read::<HeadEvent>(record)?;
-            let bytes = bytes.get(..event.len as usize).ok_or(Malformed)?;
+            let bytes = bytes.get(..usize::from(event.len)).ok_or(Malformed)?;
             Ok(Event::Head(event, bytes))
+        }
+        event_kind::DNS => {
+            let (event, bytes) = read::<DnsEvent>(record)?;
+            let bytes = bytes.get(..event.len as usize).ok_or(Malformed)?;
+            Ok(Event::Dns(event, bytes))
         }
         _ => Err(Malformed),
     }
@@ -335,6 +368,8 @@ unsafe trait Record: Copy {}
 unsafe impl Record for EdgeEvent {}
 // SAFETY: repr(C), integers only.
 unsafe impl Record for HeadEvent {}
+// SAFETY: repr(C), integers only.
+unsafe impl Record for DnsEvent {}
 
 fn read<T: Record>(record: &[u8]) -> Result<(T, &[u8]), Malformed> {
     let (head, rest) = record.split_at_checked(size_of::<T>()).ok_or(Malformed)?;

@@ -1,0 +1,65 @@
+//! Helper calls whose length is bounded in the instructions directly before the call.
+//!
+//! Before Linux 6.8 the verifier forgets what it knows of a number as soon as the compiler keeps it on the stack, so a comparison
+//! somewhere above the call proves nothing there. The mask stands in the same asm block as the call, and nothing can come
+//! between.
+
+use core::arch::asm;
+use core::ffi::c_void;
+
+use aya_ebpf::bindings::__sk_buff;
+use sidescope_common::HEAD_BYTES;
+
+use crate::maps::{EVENTS, Scratch};
+
+// The masks below are written for this.
+const _: () = assert!(HEAD_BYTES == 4096);
+
+/// Copies `len` bytes of a packet to the start of the scratch's data; `len` is from 1 to [`HEAD_BYTES`]. Whether that worked.
+#[inline(always)]
+pub fn load_bytes(skb: *mut __sk_buff, offset: u32, scratch: &mut Scratch, len: u32) -> bool {
+    let result: i64;
+    // SAFETY: bpf_skb_load_bytes; the mask keeps the length within the buffer, whatever `len` is.
+    unsafe {
+        asm!(
+            "r4 += -1",
+            "r4 &= 4095",
+            "r4 += 1",
+            "call 26",
+            inlateout("r1") skb => _,
+            inlateout("r2") u64::from(offset) => _,
+            inlateout("r3") scratch.data.as_mut_ptr() => _,
+            inlateout("r4") u64::from(len) => _,
+            lateout("r0") result,
+            lateout("r5") _,
+        );
+    }
+    result == 0
+}
+
+/// Sends `HEADER` bytes from `record` on and `len` behind them; `len` is from 1 to [`HEAD_BYTES`]. Whether the ring had room.
+///
+/// # Safety
+/// `record` must point to so many bytes before the end of [`Scratch::data`].
+#[inline(always)]
+pub unsafe fn ring_output<const HEADER: i32>(record: *mut u8, len: u32) -> bool {
+    let result: i64;
+    let ring: *mut c_void = (&raw const EVENTS).cast_mut().cast();
+    // SAFETY: bpf_ringbuf_output; the mask keeps the length within what the caller promises.
+    unsafe {
+        asm!(
+            "r3 += -1",
+            "r3 &= 4095",
+            "r3 += {header}",
+            "call 130",
+            header = const HEADER + 1,
+            inlateout("r1") ring => _,
+            inlateout("r2") record => _,
+            inlateout("r3") u64::from(len) => _,
+            inlateout("r4") 0u64 => _,
+            lateout("r0") result,
+            lateout("r5") _,
+        );
+    }
+    result == 0
+}
