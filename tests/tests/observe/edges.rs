@@ -81,6 +81,7 @@ fn processes_outside_the_pods_make_no_edge() -> Result<()> {
 fn a_connection_that_comes_to_nothing_makes_an_edge() -> Result<()> {
     let mut mesh = Mesh::new()?;
     let (caller, silent) = (mesh.pod("caller")?, mesh.server("silent")?);
+    let blocked = mesh.pod("blocked")?;
     let nobody = mesh.service("nobody", None)?;
     let dropping = mesh.service("silent", Some(&silent))?;
     let (unrouted, beyond) = (Ipv4Addr::new(203, 0, 113, 1), Ipv4Addr::new(203, 0, 113, 2));
@@ -96,6 +97,8 @@ fn a_connection_that_comes_to_nothing_makes_an_edge() -> Result<()> {
     assert!(dial(&caller, "blocking", unrouted)?.ends_with("UNREACH"));
     assert_eq!(dial(&caller, "blocking", beyond)?, "ENETUNREACH", "the node has no route");
     assert_eq!(dial(&caller, "blocking", denied)?, "EPERM");
+    // Of this pod the kernel shows no other socket, so nothing but its namespace tells whose it is.
+    assert_eq!(dial(&blocked, "blocking", denied)?, "EPERM");
     assert_eq!(dial(&caller, "impatient", dropping.v4)?, "TimedOut");
     assert_eq!(dial(&caller, "abandoned", silent.v4())?, "ok");
 
@@ -110,6 +113,7 @@ fn a_connection_that_comes_to_nothing_makes_an_edge() -> Result<()> {
         silent.v4().into(),
     ];
     assert_eq!(results.destinations("caller")?, BTreeSet::from(expected.map(port_80)));
+    assert_eq!(results.destinations("blocked")?, BTreeSet::from([port_80(denied)]));
     results.must_be_complete()?;
     let sidecar = results.sidecars()["default/caller.yaml"];
     for service in ["nobody", "silent"] {

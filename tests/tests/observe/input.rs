@@ -176,12 +176,12 @@ fn a_kernel_that_is_too_old_is_told_its_version() -> Result<()> {
 }
 
 #[test]
-fn results_that_could_not_be_written_are_refused_at_once() -> Result<()> {
+fn an_output_folder_that_cannot_be_written_is_refused_before_the_watch() -> Result<()> {
     let bed = Bed::new()?;
     let setup = Setup::new(SERVICE)?;
     let refused = |out: &Path| {
         let mut command = Command::new(sidescope()?);
-        command.args(["observe", "--for", "1h", "--cgroup"]).arg(bed.cgroup());
+        command.args(["observe", "--for", "1ms", "--cgroup"]).arg(bed.cgroup());
         command.arg("--inventory").arg(setup.inventory()).arg("--out").arg(out);
         setup.refused(&mut command)
     };
