@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use sidescope_tests::bookinfo::{self, Load, Name, app::Role};
 use sidescope_tests::demo::{self, Calls};
+use sidescope_tests::dial::{self, How};
 use sidescope_tests::{Bed, Cmd, bed, tcp};
 
 #[derive(Parser)]
@@ -76,6 +77,9 @@ enum Command {
     /// Connect, and print what is read
     #[command(hide = true)]
     Connect { address: SocketAddr },
+    /// Open a connection in one of many ways, and print what came of it
+    #[command(hide = true)]
+    Dial { how: How, address: SocketAddr },
     /// A bed with one pod until a signal comes (for the test of what is left when its owner is killed)
     #[command(hide = true)]
     Hold,
@@ -114,6 +118,7 @@ fn run(command: Command) -> Result<()> {
         Command::Get { url, resolve } => bookinfo::load::get(&url, resolve),
         Command::Greet { port, text } => tcp::greet(port, &text),
         Command::Connect { address } => tcp::connect(address),
+        Command::Dial { how, address } => dial::run(how, address),
         Command::Hold => {
             let bed = Bed::new()?;
             let sleeper = bed.add_pod("a")?.spawn(&Cmd::new("sleep").arg("1000"))?;
