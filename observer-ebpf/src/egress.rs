@@ -5,17 +5,17 @@
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_EXIST, bpf_sock};
 use aya_ebpf::helpers::generated::{
-    bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_ringbuf_output, bpf_sk_fullsock, bpf_sk_storage_delete,
-    bpf_sk_storage_get, bpf_skb_load_bytes,
+    bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_sk_fullsock, bpf_sk_storage_delete, bpf_sk_storage_get,
 };
 use aya_ebpf::programs::SkBuffContext;
 use sidescope_common::{
     Counter, HEAD_BYTES, HEAD_WINDOW_NS, HEADS_PER_WINDOW, HeadEvent, HostKey, edge_flags, event_kind,
 };
 
+use crate::bounded::{load_bytes, ring_output};
 use crate::connect::flag_edge;
 use crate::maps::{
-    EDGES, EVENTS, HOSTS, SCRATCH, SCRATCH_SLOTS, SEARCHES, Scratch, Search, atomic_add, count, phase,
+    EDGES, HOSTS, SCRATCH, SCRATCH_SLOTS, SEARCHES, Scratch, Search, atomic_add, count, phase,
 };
 use crate::packet::{Segment, segment};
 use crate::scan::find_host;
@@ -202,14 +202,7 @@ fn go_on_after(search: &mut Search, scratch: &Scratch, segment: &Segment, len: u
 #[inline(always)]
 fn load(ctx: &SkBuffContext, scratch: &mut Scratch, segment: &Segment, room: usize) -> Option<usize> {
     let len = (segment.len as usize).min(room);
-    if !aya_ebpf::check_bounds_signed(len as i64, 1, HEAD_BYTES as i64) {
-        return None;
-    }
-    // SAFETY: the buffer has room for HEAD_BYTES.
-    let failed = unsafe {
-        bpf_skb_load_bytes(ctx.skb.skb.cast(), segment.offset, scratch.data.as_mut_ptr().cast(), len as u32)
-    };
-    (failed == 0).then_some(len)
+    (len != 0 && load_bytes(ctx.skb.skb, segment.offset, scratch, len)).then_some(len)
 }
 
 /// Whether the edge may hand on one more head in this window; if not, its hosts are not complete.
@@ -248,19 +241,7 @@ fn hand_on(ctx: &SkBuffContext, search: &Search, scratch: &mut Scratch, len: usi
         host,
         key: search.key,
     };
-    if !aya_ebpf::check_bounds_signed(len as i64, 1, HEAD_BYTES as i64) {
-        return false;
-    }
-    // SAFETY: event and data lie behind each other (repr(C)), and `len` bytes of data are there.
-    let failed = unsafe {
-        bpf_ringbuf_output(
-            (&raw const EVENTS).cast_mut().cast(),
-            (&raw mut scratch.event).cast(),
-            (size_of::<HeadEvent>() + len) as u64,
-            0,
-        )
-    };
-    if failed != 0 {
+    if len == 0 || !ring_output(scratch, len) {
         count(Counter::HeadRingFull);
         flag_edge(&search.key, edge_flags::HOST_UNKNOWN);
         return false;

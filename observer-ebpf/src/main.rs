@@ -7,6 +7,7 @@
 // For the one instruction in `maps::atomic_add`.
 #![feature(asm_experimental_arch)]
 
+mod bounded;
 mod connect;
 mod egress;
 mod maps;
