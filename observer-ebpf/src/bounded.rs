@@ -1,7 +1,7 @@
 //! Helper calls whose length is bounded in the instructions directly before the call.
 //!
-//! Before Linux 6.8 the verifier forgets what it knows of a number as soon as the compiler keeps it on the stack, so a comparison
-//! somewhere above the call proves nothing there. The mask stands in the same asm block as the call, and nothing can come
+//! The verifiers of 5.10 and 6.1 do not carry over to a number on the stack what a comparison says of its copy in a register, so
+//! that a comparison somewhere above the call may prove nothing there. The mask stands in the same asm block as the call, and nothing can come
 //! between.
 
 use core::arch::asm;

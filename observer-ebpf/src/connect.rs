@@ -11,6 +11,7 @@ use aya_ebpf::programs::SockAddrContext;
 use sidescope_common::{Addr, Counter, EdgeEvent, EdgeKey, EdgeState, edge_flags, event_kind};
 
 use crate::maps::{EDGES, EVENTS, PROXY_UIDS, SEARCHES, Search, atomic_add, count, phase};
+use crate::source::note_cgroup;
 
 const SOCK_STREAM: u32 = 1;
 const IPPROTO_TCP: u32 = 6;
@@ -82,6 +83,7 @@ fn touch_edge(key: &EdgeKey) -> Option<u64> {
         return Some(repeat(state, now));
     }
     announce(key, now);
+    note_cgroup(&key.netns);
     Some(first)
 }
 
