@@ -37,6 +37,8 @@ pub mod names {
     pub const HOSTS: &str = "HOSTS";
     /// Hash [`SourceKey`](super::SourceKey) -> [`SourceAddr`](super::SourceAddr).
     pub const SOURCES: &str = "SOURCES";
+    /// Hash network namespace's cookie -> id of the cgroup of a program that connected there.
+    pub const CGROUPS: &str = "CGROUPS";
     /// Hash uid -> 1: users whose connections are a proxy's own and no edge.
     pub const PROXY_UIDS: &str = "PROXY_UIDS";
     /// Per-CPU array of `u64`, indexed by [`Counter`](super::Counter).
@@ -51,7 +53,7 @@ pub mod names {
 pub const DEFAULT_EDGES: u32 = 32_768;
 /// Known hosts that the default LRU holds.
 pub const DEFAULT_HOSTS: u32 = 8_192;
-/// Network namespaces whose address the kernel keeps for user space (two families each).
+/// Addresses and cgroups of network namespaces that the kernel keeps for user space: an address for each family.
 pub const MAX_SOURCES: u32 = 4_096;
 /// Proxy uids that can be told to the kernel.
 pub const MAX_PROXY_UIDS: u32 = 64;

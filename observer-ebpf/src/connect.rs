@@ -13,6 +13,7 @@ use sidescope_common::{Addr, Counter, EdgeEvent, EdgeKey, EdgeState, edge_flags,
 use crate::dns;
 use crate::egress::new_search;
 use crate::maps::{EDGES, EVENTS, PROXY_UIDS, SEARCHES, atomic_add, count, phase};
+use crate::source::note_cgroup;
 
 const SOCK_STREAM: u32 = 1;
 const IPPROTO_TCP: u32 = 6;
@@ -88,6 +89,7 @@ fn touch_edge(key: &EdgeKey) -> Option<u64> {
         return Some(repeat(state, now));
     }
     announce(key, now);
+    note_cgroup(&key.netns);
     Some(first)
 }
 

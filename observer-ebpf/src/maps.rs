@@ -19,6 +19,10 @@ pub static HOSTS: LruHashMap<HostKey, u64> = LruHashMap::with_max_entries(DEFAUL
 #[map]
 pub static SOURCES: HashMap<SourceKey, SourceAddr> = HashMap::with_max_entries(MAX_SOURCES, 0);
 
+/// By cookie of the network namespace: see [`crate::source::note_cgroup`].
+#[map]
+pub static CGROUPS: HashMap<u64, u64> = HashMap::with_max_entries(MAX_SOURCES, 0);
+
 #[map]
 pub static PROXY_UIDS: HashMap<u32, u8> = HashMap::with_max_entries(MAX_PROXY_UIDS, 0);
 

@@ -1,12 +1,13 @@
-//! sock_ops: the local address of a network namespace, for user space that cannot enter it.
+//! What lets user space tell whose network namespace it is: the local address of a connection and, where there was none (denied,
+//! or without a route), the cgroup of the program.
 
 use aya_ebpf::bindings::{BPF_NOEXIST, BPF_SOCK_OPS_TCP_CONNECT_CB};
-use aya_ebpf::helpers::generated::bpf_sk_storage_get;
+use aya_ebpf::helpers::generated::{bpf_get_current_cgroup_id, bpf_sk_storage_get};
 use aya_ebpf::programs::SockOpsContext;
 use sidescope_common::{Counter, SourceAddr, SourceKey};
 
 use crate::connect::{addr, is_v4_mapped, v4_mapped};
-use crate::maps::{SEARCHES, SOURCES, Search, count};
+use crate::maps::{CGROUPS, SEARCHES, SOURCES, Search, count};
 
 const AF_INET: u32 = 2;
 const AF_INET6: u32 = 10;
@@ -54,6 +55,23 @@ pub fn try_sock_ops(ctx: &SockOpsContext) {
     if SOURCES.insert(&key, &SourceAddr { addr: addr(local) }, u64::from(BPF_NOEXIST)).is_err()
         // SAFETY: as above.
         && unsafe { SOURCES.get(&key) }.is_none()
+    {
+        count(Counter::SourcesFull);
+    }
+}
+
+/// Keeps the cgroup of the program that connects, the first one of each network namespace. For new edges only.
+#[inline(always)]
+pub fn note_cgroup(netns: &u64) {
+    // SAFETY: the value is written once, at the insert.
+    if unsafe { CGROUPS.get(netns) }.is_some() {
+        return;
+    }
+    // SAFETY: no preconditions.
+    let cgroup = unsafe { bpf_get_current_cgroup_id() };
+    // SAFETY: as above.
+    if CGROUPS.insert(netns, &cgroup, u64::from(BPF_NOEXIST)).is_err()
+        && unsafe { CGROUPS.get(netns) }.is_none()
     {
         count(Counter::SourcesFull);
     }

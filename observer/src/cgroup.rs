@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
@@ -70,7 +71,16 @@ pub fn open(path: Option<&Path>) -> Result<Cgroup, CgroupError> {
     Ok(Cgroup { path, dir })
 }
 
-fn cgroup2_root() -> Result<PathBuf, CgroupError> {
+/// The id of the cgroup that a process is in, as the kernel programs see it; `None` if the process or the cgroup is gone.
+pub(crate) fn id_of(pid: i32, root: &Path) -> Option<u64> {
+    let cgroups = Process::new(pid).ok()?.cgroups().ok()?;
+    let own = cgroups.into_iter().find(|cgroup| cgroup.hierarchy == 0)?;
+    // The kernel numbers cgroups by the inodes of their directories.
+    Some(std::fs::metadata(root.join(own.pathname.trim_start_matches('/'))).ok()?.ino())
+}
+
+/// Where the cgroup2 hierarchy is mounted.
+pub(crate) fn cgroup2_root() -> Result<PathBuf, CgroupError> {
     let mounts = Process::myself().and_then(|me| me.mountinfo()).map_err(CgroupError::Mounts)?;
     mounts
         .into_iter()

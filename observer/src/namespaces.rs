@@ -13,6 +13,7 @@ use std::{fs, io, thread};
 use nix::ifaddrs::getifaddrs;
 use nix::sched::{CloneFlags, setns};
 
+use crate::cgroup;
 use crate::probes::netns_cookie;
 
 /// Where `ip netns` and container runtimes keep namespaces that no process need live in.
@@ -23,6 +24,9 @@ const NAMED: &str = "/run/netns";
 pub struct Scan {
     /// Addresses by the cookie of the namespace, without loopback and link-local ones.
     pub addresses: HashMap<u64, BTreeSet<IpAddr>>,
+    /// Where the kernel does not tell cookies (before Linux 5.14): addresses by the id of the cgroup of a process in the namespace.
+    /// Cgroups with processes in several namespaces are left out.
+    pub by_cgroup: HashMap<u64, BTreeSet<IpAddr>>,
     /// Namespaces that could not be entered or asked, with the first reason.
     pub failed: Option<(usize, io::Error)>,
 }
@@ -38,19 +42,21 @@ pub fn scan() -> io::Result<Scan> {
 
 fn scan_here() -> Scan {
     let mut scan = Scan::default();
+    let mut without_cookie = HashMap::new();
     let mut seen = BTreeSet::new();
-    for path in candidates() {
+    for path in of_processes().into_iter().map(|(_, path)| path).chain(named()) {
         // A process may have ended since.
         let Ok(file) = File::open(&path) else { continue };
-        let Ok(inode) = file.metadata().map(|meta| meta.ino()) else {
-            continue;
-        };
+        let Some(inode) = inode(&file) else { continue };
         if !seen.insert(inode) {
             continue;
         }
         match look_into(&file) {
-            Ok((cookie, addresses)) => {
+            Ok((Some(cookie), addresses)) => {
                 scan.addresses.insert(cookie, addresses);
+            }
+            Ok((None, addresses)) => {
+                without_cookie.insert(inode, addresses);
             }
             Err(err) => {
                 let earlier = scan.failed.take();
@@ -58,21 +64,47 @@ fn scan_here() -> Scan {
             }
         }
     }
+    if !without_cookie.is_empty() {
+        scan.by_cgroup = by_cgroup(&without_cookie);
+    }
     scan
 }
 
-fn candidates() -> impl Iterator<Item = PathBuf> {
-    let of_processes = fs::read_dir("/proc")
+/// From addresses by the inode of the namespace to addresses by cgroup.
+fn by_cgroup(namespaces: &HashMap<u64, BTreeSet<IpAddr>>) -> HashMap<u64, BTreeSet<IpAddr>> {
+    // Without one there is nothing to attach to either.
+    let Ok(root) = cgroup::cgroup2_root() else { return HashMap::new() };
+    let mut homes: HashMap<u64, BTreeSet<u64>> = HashMap::new();
+    for (pid, path) in of_processes() {
+        let namespace = File::open(path).ok().and_then(|file| inode(&file));
+        if let (Some(namespace), Some(cgroup)) = (namespace, cgroup::id_of(pid, &root)) {
+            homes.entry(cgroup).or_default().insert(namespace);
+        }
+    }
+    let only = |inodes: BTreeSet<u64>| (inodes.len() == 1).then(|| inodes.first().copied()).flatten();
+    homes
         .into_iter()
-        .flatten()
-        .flatten()
-        .filter(|entry| entry.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit))
-        .map(|entry| entry.path().join("ns/net"));
-    let named = fs::read_dir(NAMED).into_iter().flatten().flatten().map(|entry| entry.path());
-    of_processes.chain(named)
+        .filter_map(|(cgroup, inodes)| Some((cgroup, namespaces.get(&only(inodes)?)?.clone())))
+        .collect()
 }
 
-fn look_into(namespace: &File) -> io::Result<(u64, BTreeSet<IpAddr>)> {
+fn inode(file: &File) -> Option<u64> {
+    file.metadata().ok().map(|meta| meta.ino())
+}
+
+/// Every process and the file of its network namespace.
+fn of_processes() -> Vec<(i32, PathBuf)> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path().join("ns/net"))))
+        .collect()
+}
+
+fn named() -> impl Iterator<Item = PathBuf> {
+    fs::read_dir(NAMED).into_iter().flatten().flatten().map(|entry| entry.path())
+}
+
+fn look_into(namespace: &File) -> io::Result<(Option<u64>, BTreeSet<IpAddr>)> {
     setns(namespace, CloneFlags::CLONE_NEWNET)?;
     // Any socket has the cookie of the namespace that it was made in; this one never sends.
     let cookie = netns_cookie(&UdpSocket::bind("0.0.0.0:0")?)?;

@@ -1,6 +1,6 @@
 //! `sidescope observe`: the whole pipeline in one process, on one machine, over a file of Kubernetes objects.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
@@ -147,6 +147,7 @@ impl Watch<'_> {
     }
 
     fn look_at_namespaces(&mut self) -> Result<(), ProbeError> {
+        let mut by_cgroup = HashMap::new();
         match namespaces::scan() {
             Ok(scan) => {
                 for (netns, addresses) in scan.addresses {
@@ -155,11 +156,21 @@ impl Watch<'_> {
                 if let Some((count, reason)) = scan.failed {
                     warn!(count, %reason, "network namespaces could not be entered; their pods are told by the connections' own address");
                 }
+                by_cgroup = scan.by_cgroup;
             }
             Err(reason) => warn!(%reason, "network namespaces could not be looked at"),
         }
         for (source, local) in self.probes.sources()? {
             self.sources.add(source.netns, [address(local.addr)]);
+        }
+        if by_cgroup.is_empty() {
+            return Ok(());
+        }
+        // Last, because a program may have left its cgroup since it connected.
+        for (netns, cgroup) in self.probes.cgroups()? {
+            if let (false, Some(addresses)) = (self.sources.knows(netns), by_cgroup.get(&cgroup)) {
+                self.sources.add(netns, addresses.iter().copied());
+            }
         }
         Ok(())
     }

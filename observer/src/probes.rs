@@ -138,6 +138,7 @@ pub struct Probes {
     _parts: ProgramArray<MapData>,
     edges: HashMap<MapData, EdgeKey, EdgeState>,
     sources: HashMap<MapData, SourceKey, SourceAddr>,
+    cgroups: HashMap<MapData, u64, u64>,
     counters: PerCpuArray<MapData, u64>,
     ring: AsyncFd<RingBuf<MapData>>,
 }
@@ -168,6 +169,7 @@ impl Probes {
         }
         let edges = take(&mut bpf, names::EDGES)?;
         let sources = take(&mut bpf, names::SOURCES)?;
+        let cgroups = take(&mut bpf, names::CGROUPS)?;
         let counters = take(&mut bpf, names::COUNTERS)?;
         let ring = take(&mut bpf, names::EVENTS)?;
         // SAFETY: the ring owns its descriptor and keeps it open and the same for as long as it lives.
@@ -185,7 +187,7 @@ impl Probes {
         for program in HOOKS {
             attach(&mut bpf, program, cgroup)?;
         }
-        Ok(Self { _bpf: bpf, _parts: parts, edges, sources, counters, ring })
+        Ok(Self { _bpf: bpf, _parts: parts, edges, sources, cgroups, counters, ring })
     }
 
     /// Waits until the ring holds a record.
@@ -227,6 +229,14 @@ impl Probes {
         entries(&self.sources, names::SOURCES)
     }
 
+    /// By network namespace, the id of the cgroup of a program that connected there.
+    ///
+    /// # Errors
+    /// When the kernel refuses to read the map.
+    pub fn cgroups(&self) -> Result<Vec<(u64, u64)>, ProbeError> {
+        entries(&self.cgroups, names::CGROUPS)
+    }
+
     /// What the kernel counted, summed over all CPUs.
     ///
     /// # Errors
@@ -240,11 +250,11 @@ impl Probes {
     }
 }
 
-/// The cookie of the network namespace in which `socket` was made.
+/// The cookie of the network namespace in which `socket` was made; `None` where the kernel does not tell it, before Linux 5.14.
 ///
 /// # Errors
-/// When the kernel does not know the option: it came with Linux 5.14.
-pub fn netns_cookie(socket: &impl AsFd) -> io::Result<u64> {
+/// When the kernel refuses otherwise.
+pub fn netns_cookie(socket: &impl AsFd) -> io::Result<Option<u64>> {
     let mut cookie = 0u64;
     let mut len = size_of_val(&cookie) as libc::socklen_t;
     // SAFETY: the kernel writes at most `len` bytes to the place of `cookie`.
@@ -257,8 +267,11 @@ pub fn netns_cookie(socket: &impl AsFd) -> io::Result<u64> {
             &raw mut len,
         )
     };
-    Errno::result(result)?;
-    Ok(cookie)
+    match Errno::result(result) {
+        Ok(_) => Ok(Some(cookie)),
+        Err(Errno::ENOPROTOOPT) => Ok(None),
+        Err(errno) => Err(errno.into()),
+    }
 }
 
 fn entries<K: aya::Pod, V: aya::Pod>(

@@ -6,6 +6,7 @@
 mod bpf;
 mod command;
 mod kernel_object;
+mod kernels;
 mod setup;
 mod steps;
 mod test;
@@ -45,6 +46,9 @@ enum Task {
         /// Only formatting, clippy, tidy and the unit tests
         #[arg(long)]
         quick: bool,
+        /// Only the kernel matrix, or these kernels of it, each booted in qemu
+        #[arg(long, value_name = "VERSION", num_args = 0.., conflicts_with = "quick")]
+        kernels: Option<Vec<String>>,
     },
     /// Checks the rules of the code's structure that no compiler knows
     Tidy,
@@ -69,7 +73,8 @@ fn run(task: Task) -> Result<()> {
             build(release)
         }
         Task::Demo { keep, load } => demo(keep, load),
-        Task::Test { quick } => test::run(quick),
+        Task::Test { kernels: Some(names), .. } => test::run_kernels(&names),
+        Task::Test { quick, kernels: None } => test::run(quick),
         Task::Tidy => tidy::run(),
     }
 }

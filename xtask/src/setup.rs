@@ -19,6 +19,7 @@ pub(crate) enum Needs {
     Build,
     Demo,
     QuickTests,
+    Kernels,
     Tests,
 }
 
@@ -32,6 +33,17 @@ pub(crate) struct Parts {
 /// Commands of the test bed, and the packages that have them.
 const TEST_BED: [(&str, &str); 3] = [("ip", "iproute2"), ("iptables", "iptables"), ("nsenter", "util-linux")];
 
+/// Commands of the kernel matrix, and the packages that have them.
+const KERNEL_MATRIX: [(&str, &str); 7] = [
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("busybox", "busybox-static"),
+    ("cpio", "cpio"),
+    ("depmod", "kmod"),
+    ("dpkg-deb", "dpkg"),
+    ("strip", "binutils"),
+    ("xz", "xz-utils"),
+];
+
 const DEBIAN_COMPILER: [&str; 2] = ["rustc-web", "libstd-rust-web-dev-bpf"];
 const BPF_LINKER: &str = "0.13.0";
 /// The versions of LLVM that bpf-linker can be built with, the one that is tried most first.
@@ -40,10 +52,11 @@ const LLVMS: [u32; 3] = [22, 23, 21];
 /// Makes sure that everything for `needs` is there.
 pub(crate) fn run(needs: Needs) -> Result<Parts> {
     let mut apt = Apt::default();
-    if matches!(needs, Needs::Demo | Needs::Tests) {
-        let missing: Vec<&str> =
-            TEST_BED.iter().filter(|(name, _)| !is_command(name)).map(|(_, package)| *package).collect();
-        apt.install("the test bed's network namespaces", &missing)?;
+    if matches!(needs, Needs::Demo | Needs::Kernels | Needs::Tests) {
+        apt.install("the test bed's network namespaces", &packages_of_missing(&TEST_BED))?;
+    }
+    if matches!(needs, Needs::Kernels | Needs::Tests) {
+        apt.install("booting other kernels", &packages_of_missing(&KERNEL_MATRIX))?;
     }
     let compiler = compiler(&mut apt)?;
     let linker = match bpf::linker() {
@@ -182,6 +195,10 @@ fn path_with(dir: &Path) -> Result<std::ffi::OsString> {
 
 fn announce(purpose: &str, command: &Command) {
     println!("setup: for {purpose}:\n       {}", command::shown(command));
+}
+
+fn packages_of_missing(commands: &[(&str, &'static str)]) -> Vec<&'static str> {
+    commands.iter().filter(|(name, _)| !is_command(name)).map(|(_, package)| *package).collect()
 }
 
 /// Whether a command is on PATH, or where Debian keeps those of root.

@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use crate::{
     bpf::{self, Compilation, Compiler},
     command::{self, Root, cargo, root_dir, stdout},
-    kernel_object,
+    kernel_object, kernels,
     setup::{self, Needs, Parts},
     steps::Steps,
     tidy,
@@ -62,7 +62,19 @@ fn all_steps(steps: &mut Steps) -> Result<()> {
     steps.step("unit tests", unit_tests)?;
     steps.step("kernel programs, both ways", || both_ways(&parts))?;
     steps.step("build", || command::run(&mut cargo(["build", "--quiet", "-p", "sidescope"])))?;
-    steps.step("tests in the kernel, as root", || kernel_tests(root))
+    steps.step("tests in the kernel, as root", || kernel_tests(root))?;
+    steps.step("tests in other kernels", || kernels::run(&kernels::chosen(&[])?))
+}
+
+/// Only the kernel matrix, or a part of it.
+pub(crate) fn run_kernels(names: &[String]) -> Result<()> {
+    let versions = kernels::chosen(names)?;
+    let mut steps = Steps::default();
+    let result = steps
+        .step("setup", || setup::run(Needs::Kernels).map(drop))
+        .and_then(|()| steps.step("tests in other kernels", || kernels::run(&versions)));
+    println!("{}", steps.summary());
+    result
 }
 
 fn static_checks(steps: &mut Steps, parts: &Parts) -> Result<()> {

@@ -1,0 +1,177 @@
+//! `cargo xtask test --kernels`: the tests that load programs into the kernel, on kernels other than this machine's.
+//!
+//! Each kernel boots in qemu, without hardware virtualisation and without a network, from a small initramfs with the real
+//! `sidescope`, the test programs and what these call.
+
+mod fetch;
+mod initramfs;
+mod modules;
+mod results;
+mod vm;
+
+use std::{collections::BTreeMap, env, path::PathBuf, process::Stdio, thread, time::Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::{
+    command::{cargo, root_dir},
+    kernels::{
+        fetch::Kernel,
+        results::{Report, Row},
+    },
+};
+
+/// A kernel of the matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Version {
+    /// As it is asked for on the command line.
+    pub(crate) name: &'static str,
+    /// The Debian release whose cloud kernel it is.
+    suite: &'static str,
+}
+
+/// From the oldest that is supported to the newest that Debian has as stable.
+const MATRIX: [Version; 3] = [
+    Version { name: "5.10", suite: "bullseye" },
+    Version { name: "6.1", suite: "bookworm" },
+    Version { name: "6.12", suite: "trixie" },
+];
+
+/// What runs on each kernel: names of test binaries (`tests/tests/NAME.rs`), and the tests that each of them leaves out there.
+pub(crate) const ROWS: &[(&str, &[&str])] = &[("kernels", &[])];
+
+/// How many kernels run at once: each has two virtual processors.
+const AT_ONCE: usize = 2;
+
+/// The versions that are asked for; all, if none is.
+pub(crate) fn chosen(names: &[String]) -> Result<Vec<Version>> {
+    if names.is_empty() {
+        return Ok(MATRIX.to_vec());
+    }
+    names
+        .iter()
+        .map(|name| {
+            MATRIX.into_iter().find(|version| version.name == name).with_context(|| {
+                format!(
+                    "kernel `{name}` is not in the matrix: it has {:?}",
+                    MATRIX.map(|version| version.name)
+                )
+            })
+        })
+        .collect()
+}
+
+/// Builds, boots the kernels and prints what passed; fails when a row did on any of them.
+pub(crate) fn run(versions: &[Version]) -> Result<()> {
+    ensure!(
+        cfg!(target_arch = "x86_64"),
+        "the kernel matrix is of x86-64 kernels and holds programs of this machine: run it on x86-64"
+    );
+    let rows = rows(build()?)?;
+    let kernels = versions.iter().map(|version| fetch::kernel(*version)).collect::<Result<Vec<_>>>()?;
+    let mut reports = Vec::new();
+    for some in kernels.chunks(AT_ONCE) {
+        let ended = thread::scope(|scope| {
+            let running: Vec<_> = some.iter().map(|kernel| scope.spawn(|| boot(kernel, &rows))).collect();
+            running
+                .into_iter()
+                .map(|run| run.join().expect("a panic here is a bug"))
+                .collect::<Result<Vec<_>>>()
+        })?;
+        reports.extend(ended);
+    }
+    let mut failed = 0;
+    for (kernel, report) in kernels.iter().zip(&reports) {
+        print!("{}", report.text(&kernel.release));
+        failed += usize::from(!report.passed());
+    }
+    ensure!(failed == 0, "{failed} of {} kernels failed; see above", kernels.len());
+    Ok(())
+}
+
+/// One test binary in the virtual machine.
+pub(crate) struct Program {
+    name: &'static str,
+    path: PathBuf,
+    skip: &'static [&'static str],
+}
+
+fn boot(kernel: &Kernel, rows: &[Program]) -> Result<Report> {
+    let start = Instant::now();
+    let failed = || format!("kernel {}", kernel.version.name);
+    let image = initramfs::make(kernel, rows).with_context(failed)?;
+    let run = vm::run(kernel, &image).with_context(failed)?;
+    let names: Vec<&str> = rows.iter().map(|row| row.name).collect();
+    Ok(Report {
+        rows: Row::all(&run.console, &names),
+        console: run.console,
+        ended: run.ended,
+        took: start.elapsed(),
+    })
+}
+
+/// Builds `sidescope` and the test binaries; returns the latter by name.
+fn build() -> Result<BTreeMap<String, PathBuf>> {
+    crate::command::run(&mut cargo(["build", "--quiet", "-p", "sidescope"]))?;
+    let mut build = cargo([
+        "test",
+        "--quiet",
+        "-p",
+        "sidescope-tests",
+        "--no-run",
+        "--message-format=json-render-diagnostics",
+    ]);
+    let output = build.stderr(Stdio::inherit()).output().context("cargo test --no-run")?;
+    ensure!(output.status.success(), "the tests do not compile: {}", output.status);
+    let text = String::from_utf8_lossy(&output.stdout);
+    let mut found = BTreeMap::new();
+    for line in text.lines() {
+        let message: serde_json::Value = serde_json::from_str(line).context("a message of cargo")?;
+        let is_test = message["target"]["kind"][0] == "test";
+        if let (true, Some(name), Some(path)) =
+            (is_test, message["target"]["name"].as_str(), message["executable"].as_str())
+        {
+            found.insert(name.to_owned(), PathBuf::from(path));
+        }
+    }
+    Ok(found)
+}
+
+fn rows(mut built: BTreeMap<String, PathBuf>) -> Result<Vec<Program>> {
+    let mut rows = Vec::new();
+    for (name, skip) in ROWS {
+        let Some(path) = built.remove(*name) else {
+            bail!("ROWS in xtask/src/kernels.rs names `{name}`, but there is no tests/tests/{name}.rs");
+        };
+        rows.push(Program { name, path, skip });
+    }
+    Ok(rows)
+}
+
+/// The programs under test, at the place where the test binaries look for them.
+fn under_test() -> [PathBuf; 2] {
+    ["sidescope", "testbed"].map(|name| root_dir().join("target/debug").join(name))
+}
+
+/// The absolute path of a command, where root would find it.
+fn command_path(name: &str) -> Result<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let of_root = ["/usr/sbin", "/sbin"].map(PathBuf::from);
+    let path = env::split_paths(&path).chain(of_root).map(|dir| dir.join(name)).find(|file| file.is_file());
+    path.with_context(|| {
+        format!("no command `{name}` on this machine: `cargo xtask test --kernels` installs it")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_version_means_all_and_an_unknown_one_is_refused() {
+        assert_eq!(chosen(&[]).unwrap(), MATRIX);
+        assert_eq!(chosen(&["6.1".to_owned()]).unwrap(), [MATRIX[1]]);
+        let error = chosen(&["4.19".to_owned()]).unwrap_err().to_string();
+        assert!(error.contains("4.19") && error.contains("5.10"), "{error}");
+    }
+}
