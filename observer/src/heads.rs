@@ -7,7 +7,8 @@ use std::collections::{HashMap, VecDeque};
 use sidescope_common::{EdgeKey, HEAD_BYTES, HeadEvent};
 use zeroize::Zeroizing;
 
-use crate::http1::{HeadError, RequestHost, request_host};
+use crate::authority::{HeadError, RequestHost};
+use crate::http1::request_host;
 use crate::model::names::Host;
 
 /// Heads that wait for their next piece at the same time, at most; 1 MiB of bytes.

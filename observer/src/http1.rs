@@ -1,38 +1,11 @@
 //! The host that an HTTP/1 request names. Pure: bytes in, answer out.
 
-use std::net::IpAddr;
+use http::uri::Uri;
 
-use http::uri::{Authority, Uri};
-
-use crate::model::names::Host;
+use crate::authority::{HeadError, RequestHost, host_of, host_of_bytes};
 
 /// Most headers that a head may have; Envoy's default is 100.
 const MAX_HEADERS: usize = 128;
-
-/// Why the bytes do not tell a host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum HeadError {
-    /// More bytes may tell it.
-    #[error("the head is not complete")]
-    Incomplete,
-    /// They are no HTTP/1 request head.
-    #[error("not an HTTP/1 request head")]
-    NotHttp,
-    /// The host is not a DNS name, or named twice.
-    #[error("the request names a malformed host")]
-    BadHost,
-}
-
-/// Who answers for a request.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RequestHost {
-    /// A name.
-    Name(Host),
-    /// An address in place of a name: it says no more than the socket's destination.
-    Address(IpAddr),
-    /// The head is complete and names none (HTTP/1.0).
-    None,
-}
 
 /// Reads the host out of the beginning of a request: from an absolute target or CONNECT, else from the Host header
 /// (RFC 9112, 3.2). The head need not be complete, as long as the host's line is.
@@ -79,14 +52,7 @@ fn parse(bytes: &[u8]) -> Result<Parsed, HeadError> {
     if hosts.next().is_some() {
         return Err(HeadError::BadHost);
     }
-    let value = header.value.trim_ascii();
-    if value.is_empty() {
-        return Ok(Parsed::Complete(RequestHost::None));
-    }
-    Authority::try_from(value)
-        .map_err(|_| HeadError::BadHost)
-        .and_then(|authority| authority_host(&authority))
-        .map(Parsed::Complete)
+    host_of_bytes(header.value.trim_ascii()).map(Parsed::Complete)
 }
 
 /// The host in an absolute target or in that of CONNECT.
@@ -98,20 +64,7 @@ fn target_host(method: &str, target: &str) -> Result<Option<RequestHost>, HeadEr
     if uri.scheme().is_none() && method != "CONNECT" {
         return Err(HeadError::NotHttp);
     }
-    uri.authority().map(authority_host).transpose()
-}
-
-fn authority_host(authority: &Authority) -> Result<RequestHost, HeadError> {
-    let host = authority.host();
-    let literal = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
-    if let Ok(address) = literal.parse() {
-        return Ok(RequestHost::Address(address));
-    }
-    let host = Host::new(host).map_err(|_| HeadError::BadHost)?;
-    if host.wildcard_suffix().is_some() {
-        return Err(HeadError::BadHost);
-    }
-    Ok(RequestHost::Name(host))
+    uri.authority().map(host_of).transpose()
 }
 
 #[cfg(test)]
@@ -119,6 +72,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::model::names::Host;
 
     fn name(host: &str) -> Result<RequestHost, HeadError> {
         Ok(RequestHost::Name(Host::new(host).unwrap()))

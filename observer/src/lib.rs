@@ -4,10 +4,14 @@
 //! the wiring. ARCHITECTURE.md tells the way of the data through them.
 
 pub mod attribute;
+pub mod authority;
 pub mod cgroup;
 pub mod cli;
 pub mod collect;
+pub mod dns;
+pub mod dns_names;
 pub mod heads;
+pub mod hpack;
 pub mod http1;
 pub mod input;
 pub mod inventory;
@@ -19,9 +23,11 @@ pub mod output;
 pub mod plan;
 pub mod probes;
 pub mod progress;
+pub mod proxy_protocol;
 pub mod render;
 pub mod report;
 pub mod sources;
+pub mod tls;
 
 #[cfg(test)]
 mod fixture;
