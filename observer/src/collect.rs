@@ -41,6 +41,7 @@ impl Loss {
             Self::Head(Unreadable::TooLong) => "headTooLong",
             Self::Head(Unreadable::Malformed) => "headMalformed",
             Self::Head(Unreadable::Crowded) => "headsCrowded",
+            Self::Head(Unreadable::BeforeStart) => "headBeforeStart",
             Self::TooManyHosts => "tooManyHosts",
             Self::MalformedRecord => "malformedRecord",
         }
@@ -138,7 +139,7 @@ pub fn address(addr: Addr) -> IpAddr {
 
 #[cfg(test)]
 mod tests {
-    use sidescope_common::event_kind;
+    use sidescope_common::{event_kind, head_format};
 
     use super::*;
 
@@ -147,7 +148,17 @@ mod tests {
     }
 
     fn head(port: u16, socket: u64) -> HeadEvent {
-        HeadEvent { kind: event_kind::HEAD, len: 0, socket, offset: 0, request: 1, host: 0, key: key(port) }
+        HeadEvent {
+            kind: event_kind::HEAD,
+            len: 0,
+            format: head_format::HTTP1,
+            socket,
+            offset: 0,
+            total: 0,
+            request: 1,
+            host: 0,
+            key: key(port),
+        }
     }
 
     fn state(connects: u64, flags: u16) -> EdgeState {

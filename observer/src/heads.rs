@@ -1,15 +1,17 @@
-//! Puts the pieces of request heads together that the kernel hands on, and reads their hosts.
+//! Puts the pieces together that the kernel hands on of HTTP/1 heads, TLS hellos and split names, and reads the hosts in them.
 //!
 //! Only a head whose host has not come yet is kept, and its bytes are wiped as soon as it has, or when there is no more hope.
 
 use std::collections::{HashMap, VecDeque};
 
-use sidescope_common::{EdgeKey, HEAD_BYTES, HeadEvent};
+use sidescope_common::{EdgeKey, HEAD_BYTES, HeadEvent, head_format};
 use zeroize::Zeroizing;
 
-use crate::authority::{HeadError, RequestHost};
+use crate::authority::{HeadError, RequestHost, host_of_bytes};
+use crate::hpack;
 use crate::http1::request_host;
 use crate::model::names::Host;
+use crate::tls::{ServerName, TlsError, server_name};
 
 /// Heads that wait for their next piece at the same time, at most; 1 MiB of bytes.
 const MAX_PARTIAL: usize = 256;
@@ -38,6 +40,8 @@ pub enum Unreadable {
     Malformed,
     /// Too many heads were waiting; the oldest was given up.
     Crowded,
+    /// A request on a connection from before the start refers to what was sent then.
+    BeforeStart,
 }
 
 /// The heads that wait for their next piece.
@@ -58,15 +62,12 @@ struct Partial {
 impl Heads {
     /// Takes one piece. `evicted` is told the edge of a head that had to be given up for this one.
     pub fn feed(&mut self, event: &HeadEvent, piece: &[u8], mut evicted: impl FnMut(EdgeKey)) -> Outcome {
+        if event.format == head_format::UNKNOWN {
+            return Outcome::Unreadable(Unreadable::BeforeStart);
+        }
         if event.offset == 0 {
             self.partial.remove(&event.socket);
-            if event.host != 0 {
-                // The kernel found the Host header and cut behind its value.
-                let mut lines = Zeroizing::new(piece.to_vec());
-                lines.extend_from_slice(b"\r\n\r\n");
-                return outcome(request_host(&lines), HEAD_BYTES);
-            }
-            let outcome = outcome(request_host(piece), piece.len());
+            let outcome = outcome(event, piece);
             if outcome == Outcome::Waiting {
                 self.keep(event, piece, &mut evicted);
             }
@@ -76,12 +77,13 @@ impl Heads {
             // The host was found in an earlier piece, or that piece was lost: then the kernel counted it and marked the edge.
             return Outcome::NoName;
         };
-        if partial.request != event.request || partial.bytes.len() != event.offset as usize {
+        if partial.request != event.request || partial.bytes.len() != usize::from(event.offset) {
             self.partial.remove(&event.socket);
             return Outcome::Unreadable(Unreadable::MissingPiece);
         }
-        partial.bytes.extend_from_slice(piece);
-        let outcome = outcome(request_host(&partial.bytes), partial.bytes.len());
+        let room = HEAD_BYTES.saturating_sub(partial.bytes.len());
+        partial.bytes.extend_from_slice(&piece[..piece.len().min(room)]);
+        let outcome = outcome(event, &partial.bytes);
         if outcome != Outcome::Waiting {
             self.partial.remove(&event.socket);
         }
@@ -114,13 +116,29 @@ impl Heads {
     }
 }
 
-fn outcome(result: Result<RequestHost, HeadError>, seen: usize) -> Outcome {
-    match result {
+fn outcome(event: &HeadEvent, bytes: &[u8]) -> Outcome {
+    match read(event, bytes) {
         Ok(RequestHost::Name(host)) => Outcome::Host(host),
         Ok(RequestHost::Address(_) | RequestHost::None) => Outcome::NoName,
-        Err(HeadError::Incomplete) if seen < HEAD_BYTES => Outcome::Waiting,
+        Err(HeadError::Incomplete) if bytes.len() < HEAD_BYTES => Outcome::Waiting,
         Err(HeadError::Incomplete) => Outcome::Unreadable(Unreadable::TooLong),
         Err(HeadError::NotHttp | HeadError::BadHost) => Outcome::Unreadable(Unreadable::Malformed),
+    }
+}
+
+fn read(event: &HeadEvent, bytes: &[u8]) -> Result<RequestHost, HeadError> {
+    match event.format {
+        head_format::HTTP1 => request_host(bytes),
+        head_format::TLS => match server_name(bytes) {
+            Ok(ServerName::Name(host)) => Ok(RequestHost::Name(host)),
+            Ok(ServerName::None) => Ok(RequestHost::None),
+            Err(TlsError::Incomplete) => Err(HeadError::Incomplete),
+            // It began like a hello; a name that is none counts as malformed, anything else was not TLS.
+            Err(_) => Err(HeadError::NotHttp),
+        },
+        _ if bytes.len() < usize::from(event.total) => Err(HeadError::Incomplete),
+        head_format::HUFFMAN => hpack::authority(bytes, true),
+        _ => host_of_bytes(bytes.trim_ascii()),
     }
 }
 
@@ -132,7 +150,17 @@ mod tests {
 
     fn event(socket: u64, request: u32, offset: usize) -> HeadEvent {
         let key = EdgeKey { netns: socket, addr: [0; 16], uid: 0, port: 80, reserved: 0 };
-        HeadEvent { kind: event_kind::HEAD, len: 0, socket, offset: offset as u32, request, host: 0, key }
+        HeadEvent {
+            kind: event_kind::HEAD,
+            len: 0,
+            format: head_format::HTTP1,
+            socket,
+            offset: offset as u16,
+            total: 0,
+            request,
+            host: 0,
+            key,
+        }
     }
 
     fn no_eviction(key: EdgeKey) {

@@ -12,7 +12,8 @@ use aya::programs::{
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use nix::errno::Errno;
 use sidescope_common::{
-    Counter, DnsEvent, EdgeEvent, EdgeKey, EdgeState, HeadEvent, SourceAddr, SourceKey, event_kind, names, part,
+    Counter, DnsEvent, EdgeEvent, EdgeKey, EdgeState, HeadEvent, SourceAddr, SourceKey, event_kind, names,
+    part,
 };
 use tokio::io::unix::AsyncFd;
 
@@ -316,8 +317,11 @@ fn attach(bpf: &mut Ebpf, name: &'static str, cgroup: &File) -> Result<(), Probe
     let result = match name {
         names::SOCK_OPS => <&mut SockOps>::try_from(program).and_then(|p| p.attach(fd, mode)).map(drop),
         names::EGRESS | names::INGRESS => {
-            let direction =
-                if name == names::EGRESS { CgroupSkbAttachType::Egress } else { CgroupSkbAttachType::Ingress };
+            let direction = if name == names::EGRESS {
+                CgroupSkbAttachType::Egress
+            } else {
+                CgroupSkbAttachType::Ingress
+            };
             <&mut CgroupSkb>::try_from(program).and_then(|p| p.attach(fd, direction, mode)).map(drop)
         }
         _ => <&mut CgroupSockAddr>::try_from(program).and_then(|p| p.attach(fd, mode)).map(drop),
