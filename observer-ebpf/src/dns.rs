@@ -59,7 +59,8 @@ pub fn try_ingress(ctx: &SkBuffContext) {
     }
     let resolvers = (&raw const RESOLVERS).cast_mut().cast();
     // SAFETY: a full socket; the value is of the map's type.
-    let resolver = unsafe { bpf_sk_storage_get(resolvers, sk.cast(), core::ptr::null_mut(), 0) }.cast::<Resolver>();
+    let resolver =
+        unsafe { bpf_sk_storage_get(resolvers, sk.cast(), core::ptr::null_mut(), 0) }.cast::<Resolver>();
     if resolver.is_null() {
         return;
     }
@@ -110,4 +111,3 @@ fn hand_on(ctx: &SkBuffContext, scratch: &mut Scratch, payload: &Payload, netns:
         count(Counter::DnsRingFull);
     }
 }
-

@@ -1,12 +1,11 @@
 //! From bytes in a packet to user space: scratch, known hosts, budget, ring.
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_EXIST};
-use aya_ebpf::helpers::generated::{
-    bpf_get_socket_cookie, bpf_ktime_get_ns,
-};
+use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_ktime_get_ns};
 use aya_ebpf::programs::SkBuffContext;
 use sidescope_common::{
-    Counter, HEAD_BYTES, HEAD_WINDOW_NS, HEADS_PER_WINDOW, HeadEvent, HostKey, edge_flags, event_kind, head_format,
+    Counter, HEAD_BYTES, HEAD_WINDOW_NS, HEADS_PER_WINDOW, HeadEvent, HostKey, edge_flags, event_kind,
+    head_format,
 };
 
 use crate::bounded::{load_bytes, ring_output};
@@ -60,7 +59,14 @@ pub enum Name {
 
 /// A whole name: `len` bytes at `offset` of the packet. Handed on if user space does not know it. Overwrites the scratch.
 #[inline(always)]
-pub fn name(ctx: &SkBuffContext, search: &mut Search, scratch: &mut Scratch, offset: u32, len: u32, format: u16) -> Name {
+pub fn name(
+    ctx: &SkBuffContext,
+    search: &mut Search,
+    scratch: &mut Scratch,
+    offset: u32,
+    len: u32,
+    format: u16,
+) -> Name {
     if len as usize > NAME_BYTES || !load(ctx, scratch, offset, len) {
         count(Counter::PacketUnreadable);
         unknown_host(ctx, search, scratch);

@@ -3,6 +3,7 @@
 use aya_ebpf::programs::SkBuffContext;
 use sidescope_common::{Counter, HEAD_BYTES, head_format};
 
+use crate::bounded::byte_at;
 use crate::handover::{NAME_BYTES, Name, Piece, hand_on, load, name, unknown_host, within_budget};
 use crate::maps::{Scratch, Search, anew, count, phase};
 use crate::packet::Payload;
@@ -29,13 +30,13 @@ pub enum Start {
 #[inline(always)]
 pub fn method_len(word: u64) -> Option<u32> {
     let len = match (word >> 32) as u32 {
-        0x4745_5420 | 0x5055_5420 => 4,                                  // "GET ", "PUT "
-        0x504f_5354 | 0x4845_4144 if (word >> 24) as u8 == b' ' => 5,    // "POST ", "HEAD "
-        0x5041_5443 if (word >> 16) as u16 == 0x4820 => 6,               // "PATCH "
-        0x5452_4143 if (word >> 16) as u16 == 0x4520 => 6,               // "TRACE "
+        0x4745_5420 | 0x5055_5420 => 4,                               // "GET ", "PUT "
+        0x504f_5354 | 0x4845_4144 if (word >> 24) as u8 == b' ' => 5, // "POST ", "HEAD "
+        0x5041_5443 if (word >> 16) as u16 == 0x4820 => 6,            // "PATCH "
+        0x5452_4143 if (word >> 16) as u16 == 0x4520 => 6,            // "TRACE "
         0x4445_4c45 if (word >> 8) as u32 & 0xff_ffff == 0x54_4520 => 7, // "DELETE "
-        0x4f50_5449 if word as u32 == 0x4f4e_5320 => 8,                  // "OPTIONS "
-        0x434f_4e4e if word as u32 == 0x4543_5420 => 8,                  // "CONNECT "
+        0x4f50_5449 if word as u32 == 0x4f4e_5320 => 8,               // "OPTIONS "
+        0x434f_4e4e if word as u32 == 0x4543_5420 => 8,               // "CONNECT "
         _ => return None,
     };
     Some(len)
@@ -53,7 +54,13 @@ pub fn start(ctx: &SkBuffContext, payload: &Payload, word: u64) -> Start {
 
 /// The first segment of a request.
 #[inline(always)]
-pub fn begin(ctx: &SkBuffContext, search: &mut Search, scratch: &mut Scratch, payload: &Payload, start: Start) {
+pub fn begin(
+    ctx: &SkBuffContext,
+    search: &mut Search,
+    scratch: &mut Scratch,
+    payload: &Payload,
+    start: Start,
+) {
     search.request = search.request.wrapping_add(1);
     search.copied = 0;
     search.phase = phase::BETWEEN;
@@ -93,7 +100,13 @@ pub fn go_on(ctx: &SkBuffContext, search: &mut Search, scratch: &mut Scratch, pa
 }
 
 #[inline(always)]
-fn hand_on_piece(ctx: &SkBuffContext, search: &mut Search, scratch: &mut Scratch, payload: &Payload, len: u32) {
+fn hand_on_piece(
+    ctx: &SkBuffContext,
+    search: &mut Search,
+    scratch: &mut Scratch,
+    payload: &Payload,
+    len: u32,
+) {
     hand_on(ctx, search, scratch, &Piece { len, total: 0, format: head_format::HTTP1, host: 0 });
     search.copied += len;
     search.next_seq = payload.seq.wrapping_add(len);
@@ -107,12 +120,11 @@ fn ends_head(scratch: &Scratch, len: usize) -> bool {
     if !(4..=HEAD_BYTES).contains(&len) {
         return false;
     }
-    let last = (len - 4) & (HEAD_BYTES - 1);
-    last + 3 < HEAD_BYTES
-        && scratch.data[last] == b'\r'
-        && scratch.data[last + 1] == b'\n'
-        && scratch.data[last + 2] == b'\r'
-        && scratch.data[last + 3] == b'\n'
+    let last = len - 4;
+    byte_at(scratch, last) == b'\r'
+        && byte_at(scratch, last + 1) == b'\n'
+        && byte_at(scratch, last + 2) == b'\r'
+        && byte_at(scratch, last + 3) == b'\n'
 }
 
 /// Looks for the whole value of the Host header in the first `len` bytes of the scratch; leaves where it starts and ends there.
@@ -126,7 +138,7 @@ fn find_host(scratch: &mut Scratch, len: usize) -> bool {
         if i >= len {
             break;
         }
-        window = ((window << 8) | u64::from(scratch.data[i] | 0x20)) & NEEDLE_MASK;
+        window = ((window << 8) | u64::from(byte_at(scratch, i) | 0x20)) & NEEDLE_MASK;
         i += 1;
         if window == NEEDLE {
             scratch.start = i as u32;
@@ -139,7 +151,7 @@ fn find_host(scratch: &mut Scratch, len: usize) -> bool {
         return false;
     }
     // The usual blank; more of them become part of what is handed on.
-    if start < len && scratch.data[start] == b' ' {
+    if start < len && byte_at(scratch, start) == b' ' {
         start += 1;
         scratch.start = start as u32;
     }
@@ -149,7 +161,7 @@ fn find_host(scratch: &mut Scratch, len: usize) -> bool {
         if at >= len {
             break;
         }
-        let byte = scratch.data[at & (SCAN_BYTES * 2 - 1)];
+        let byte = byte_at(scratch, at);
         if byte == b'\r' || byte == b'\n' {
             scratch.end = at as u32;
             break;

@@ -7,6 +7,7 @@
 use aya_ebpf::programs::SkBuffContext;
 use sidescope_common::{Counter, head_format, part};
 
+use crate::bounded::byte_at;
 use crate::egress::{full_socket, search_of};
 use crate::handover::{NAME_BYTES, Piece, hand_on, load, name, unknown_host, with_scratch, within_budget};
 use crate::maps::{Http2, PARTS, Scratch, Search, anew, count, phase};
@@ -25,7 +26,7 @@ const PRIORITY: u32 = 5;
 
 /// Steps of one run; the walk goes on in another run, of which the kernel allows 33 in a row.
 const STEPS: u32 = 96;
-/// Bytes that are read from the packet at once. A power of two.
+/// Bytes that are read from the packet at once.
 const WINDOW: u32 = 256;
 
 /// Entries of HPACK's static table (RFC 7541, appendix A).
@@ -188,7 +189,7 @@ fn walk(ctx: &SkBuffContext, search: &mut Search, scratch: &mut Scratch, payload
                 return End::Lost;
             }
         }
-        let byte = scratch.data[(at.wrapping_sub(anew!(scratch.window)) & (WINDOW - 1)) as usize];
+        let byte = byte_at(scratch, at.wrapping_sub(anew!(scratch.window)) as usize);
         scratch.at = at + 1;
         if http2.frame_left == 0 {
             if frame_byte(http2, byte) {
@@ -378,7 +379,13 @@ fn name_byte(http2: &mut Http2, byte: u8) {
 
 /// The value of an authority, or as much of it as this packet and frame hold; returns how much.
 #[inline(always)]
-fn capture(ctx: &SkBuffContext, search: &mut Search, scratch: &mut Scratch, payload: &Payload, at: u32) -> u32 {
+fn capture(
+    ctx: &SkBuffContext,
+    search: &mut Search,
+    scratch: &mut Scratch,
+    payload: &Payload,
+    at: u32,
+) -> u32 {
     let http2 = &mut search.http2;
     let total = http2.length;
     let room = http2.frame_left.saturating_sub(u32::from(http2.pad)).min(payload.len - at);

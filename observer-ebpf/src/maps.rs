@@ -4,8 +4,8 @@ use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{HashMap, LruHashMap, PerCpuArray, ProgramArray, RingBuf};
 use sidescope_common::{
-    Counter, DEFAULT_EDGES, DEFAULT_HOSTS, DEFAULT_RING_BYTES, DnsEvent, EdgeKey, EdgeState, HEAD_BYTES, HeadEvent,
-    HostKey, MAX_PROXY_UIDS, MAX_SOURCES, SourceAddr, SourceKey, part,
+    Counter, DEFAULT_EDGES, DEFAULT_HOSTS, DEFAULT_RING_BYTES, DnsEvent, EdgeKey, EdgeState, HEAD_BYTES,
+    HeadEvent, HostKey, MAX_PROXY_UIDS, MAX_SOURCES, SourceAddr, SourceKey, part,
 };
 
 /// A plain hash, never LRU: an LRU would forget edges that nobody has read yet.
@@ -177,7 +177,9 @@ pub unsafe fn atomic_add(word: *mut u64, value: u64) {
     // Rust offers no atomic add on this target. This is the instruction of BPF's first version (BPF_XADD), known to every
     // kernel; the result is not to be had.
     // SAFETY: by the caller.
-    unsafe { core::arch::asm!("lock *(u64 *)({word} + 0) += {value}", word = in(reg) word, value = in(reg) value) }
+    unsafe {
+        core::arch::asm!("lock *(u64 *)({word} + 0) += {value}", word = in(reg) word, value = in(reg) value)
+    }
 }
 
 /// Reads a field of a map value anew, so that neither the compiler nor the verifier knows anything of it.

@@ -3,6 +3,7 @@
 use aya_ebpf::programs::SkBuffContext;
 use sidescope_common::{Counter, HEAD_BYTES, head_format};
 
+use crate::bounded::byte_at;
 use crate::egress::{full_socket, search_of};
 use crate::handover::{Piece, hand_on, load, name, unknown_host, with_scratch, within_budget};
 use crate::maps::{Scratch, Search, anew, count, phase};
@@ -90,7 +91,7 @@ fn find_name(scratch: &mut Scratch, len: usize) -> Hello {
     if len < RECORD_HEADER + HANDSHAKE_HEADER + FIXED + 1 {
         return Hello::Unclear;
     }
-    if scratch.data[RECORD_HEADER] != CLIENT_HELLO {
+    if byte_at(scratch, RECORD_HEADER) != CLIENT_HELLO {
         return Hello::NoName;
     }
     let record = usize::from(word_at(scratch, 3));
@@ -142,11 +143,6 @@ fn find_name(scratch: &mut Scratch, len: usize) -> Hello {
         return Hello::NoName;
     }
     Hello::Name { at: (at + NAME_HEADER) as u32, len: name as u32 }
-}
-
-#[inline(always)]
-fn byte_at(scratch: &Scratch, at: usize) -> u8 {
-    scratch.data[at & (HEAD_BYTES - 1)]
 }
 
 #[inline(always)]
