@@ -69,8 +69,8 @@ pub fn note_cgroup(netns: &u64) {
     }
     // SAFETY: no preconditions.
     let cgroup = unsafe { bpf_get_current_cgroup_id() };
-    // SAFETY: as above.
     if CGROUPS.insert(netns, &cgroup, u64::from(BPF_NOEXIST)).is_err()
+        // SAFETY: as above.
         && unsafe { CGROUPS.get(netns) }.is_none()
     {
         count(Counter::SourcesFull);
