@@ -7,6 +7,7 @@ mod bpf;
 mod command;
 mod kernel_object;
 mod kernels;
+mod samples;
 mod setup;
 mod steps;
 mod test;
@@ -52,6 +53,14 @@ enum Task {
     },
     /// Checks the rules of the code's structure that no compiler knows
     Tidy,
+    /// Captures the samples of real clients in observer/samples anew; installs nothing
+    Capture,
+    /// Fuzzes the parsers of what workloads send, starting from the samples
+    Fuzz {
+        /// Seconds for each parser; they run side by side
+        #[arg(long, value_name = "N", default_value_t = 60)]
+        seconds: u64,
+    },
 }
 
 fn main() -> ExitCode {
@@ -76,6 +85,8 @@ fn run(task: Task) -> Result<()> {
         Task::Test { kernels: Some(names), .. } => test::run_kernels(&names),
         Task::Test { quick, kernels: None } => test::run(quick),
         Task::Tidy => tidy::run(),
+        Task::Capture => samples::capture(),
+        Task::Fuzz { seconds } => samples::fuzz(seconds),
     }
 }
 

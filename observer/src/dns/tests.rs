@@ -1,4 +1,4 @@
-//! Messages put together here; those of real servers are in `tests/samples.rs`.
+//! Messages put together here; those of real servers are in `observer/samples`.
 
 use proptest::prelude::*;
 

@@ -1,4 +1,4 @@
-//! Hellos put together here; those of real clients are in `tests/samples.rs`.
+//! Hellos put together here; those of real clients are in `observer/samples`.
 
 use proptest::prelude::*;
 
