@@ -26,6 +26,8 @@ pub struct Flow {
     pub port: u16,
     /// Hosts that requests named, without the port.
     pub hosts: BTreeSet<Host>,
+    /// Names for which a DNS server had given this address to the workload.
+    pub names: BTreeSet<Host>,
     /// How many connects.
     pub connects: u64,
     /// A request was seen whose host could not be read.
@@ -110,7 +112,8 @@ impl Collected {
             }
             Destination::Unknown => {
                 note_hosts(&mut said, &named, None);
-                Some(UnresolvedReason::UnknownAddress)
+                let asked = note_names(&mut said, index, flow, address);
+                (!asked).then_some(UnresolvedReason::UnknownAddress)
             }
         };
 
@@ -208,6 +211,22 @@ fn note_hosts<'m>(said: &mut Said<'m>, named: &[(&Host, Target<'m>)], listener: 
         let port_use = entry(said, target, protocol);
         port_use.seen.insert(Evidence::Host((*host).clone()));
     }
+}
+
+/// Records an address that nothing in the mesh has on the services by whose names the workload had asked for it (a plain TCP
+/// connection to an external database, say). False: there are none.
+fn note_names<'m>(said: &mut Said<'m>, index: &MeshIndex<'m>, flow: &Flow, address: IpAddr) -> bool {
+    let mut found = false;
+    for name in &flow.names {
+        if let Some(target) = index.service_named(name, &flow.source.namespace, flow.port) {
+            let port_use = entry(said, &target, target.protocol);
+            port_use.seen.insert(Evidence::Address(address));
+            port_use.seen.insert(Evidence::DnsName(name.clone()));
+            port_use.address_only = true;
+            found = true;
+        }
+    }
+    found
 }
 
 fn entry<'s, 'm>(said: &'s mut Said<'m>, target: &Target<'m>, protocol: PortProtocol) -> &'s mut PortUse {

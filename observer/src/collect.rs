@@ -3,13 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv6Addr};
 
-use sidescope_common::{Addr, EdgeEvent, EdgeKey, EdgeState, HeadEvent, edge_flags};
+use sidescope_common::{Addr, DnsEvent, EdgeEvent, EdgeKey, EdgeState, HeadEvent, edge_flags};
 
+use crate::answers::Answers;
 use crate::heads::{Heads, Outcome, Unreadable};
 use crate::model::names::Host;
 
 /// Most hosts that are kept of one edge. More than that is a proxy or a scanner: the edge counts as incomplete.
 pub const MAX_HOSTS_PER_EDGE: usize = 256;
+
+/// Most DNS names that are kept of one edge; more of them tell nothing about which was meant.
+const MAX_NAMES_PER_EDGE: usize = 8;
 
 /// What is known of one edge.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -20,6 +24,10 @@ pub struct Observed {
     pub hosts: BTreeSet<Host>,
     /// There was a request whose host is not known.
     pub host_unknown: bool,
+    /// Names by which a DNS server had told the namespace this address when it was connected to.
+    pub names: BTreeSet<Host>,
+    /// Time of the last connect that was looked up in DNS answers; nanoseconds of CLOCK_MONOTONIC.
+    looked_up: u64,
 }
 
 /// What user space could not make use of, by cause.
@@ -31,6 +39,8 @@ pub enum Loss {
     TooManyHosts,
     /// A record of the kernel that user space does not understand.
     MalformedRecord,
+    /// DNS answers that could not be read, or not be kept.
+    DnsAnswer,
 }
 
 impl Loss {
@@ -44,6 +54,7 @@ impl Loss {
             Self::Head(Unreadable::BeforeStart) => "headBeforeStart",
             Self::TooManyHosts => "tooManyHosts",
             Self::MalformedRecord => "malformedRecord",
+            Self::DnsAnswer => "dnsAnswer",
         }
     }
 }
@@ -53,6 +64,7 @@ impl Loss {
 pub struct Collector {
     edges: HashMap<EdgeKey, Observed>,
     heads: Heads,
+    answers: Answers,
     losses: BTreeMap<Loss, u64>,
     hosts: usize,
 }
@@ -62,6 +74,12 @@ impl Collector {
     pub fn edge(&mut self, event: &EdgeEvent) {
         let observed = self.edges.entry(event.key).or_default();
         observed.connects = observed.connects.max(1);
+        look_up(&self.answers, &event.key, observed, event.time_ns);
+    }
+
+    /// A DNS message that a workload received.
+    pub fn dns(&mut self, event: &DnsEvent, bytes: &[u8]) {
+        self.answers.take(event, bytes);
     }
 
     /// A piece of a request head.
@@ -88,6 +106,9 @@ impl Collector {
         for (key, state) in set {
             let observed = self.edges.entry(key).or_default();
             observed.connects = state.connects;
+            if observed.looked_up != state.last_ns {
+                look_up(&self.answers, &key, observed, state.last_ns);
+            }
             observed.host_unknown |= state.flags & edge_flags::HOST_UNKNOWN != 0;
         }
     }
@@ -110,8 +131,13 @@ impl Collector {
     }
 
     /// What was lost in user space.
-    pub fn losses(&self) -> &BTreeMap<Loss, u64> {
-        &self.losses
+    pub fn losses(&self) -> BTreeMap<Loss, u64> {
+        let mut losses = self.losses.clone();
+        let dns = self.answers.losses();
+        if dns > 0 {
+            losses.insert(Loss::DnsAnswer, dns);
+        }
+        losses
     }
 
     fn host(&mut self, key: EdgeKey, host: Host) {
@@ -129,6 +155,16 @@ impl Collector {
 
     fn count(&mut self, loss: Loss) {
         *self.losses.entry(loss).or_default() += 1;
+    }
+}
+
+/// Adds the names that the address of an edge had at a time.
+fn look_up(answers: &Answers, key: &EdgeKey, observed: &mut Observed, time_ns: u64) {
+    observed.looked_up = time_ns;
+    for name in answers.names_at(key.netns, address(key.addr), time_ns) {
+        if observed.names.len() < MAX_NAMES_PER_EDGE && !observed.names.contains(name) {
+            observed.names.insert(name.clone());
+        }
     }
 }
 
@@ -192,7 +228,7 @@ mod tests {
         assert_eq!(unknown, BTreeSet::from([1, 2, 4]));
         assert_eq!(
             collector.losses(),
-            &BTreeMap::from([
+            BTreeMap::from([
                 (Loss::Head(Unreadable::Malformed), 1),
                 (Loss::Head(Unreadable::MissingPiece), 1)
             ])

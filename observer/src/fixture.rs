@@ -37,6 +37,7 @@ pub(crate) fn flow(source: &str, address: &str, port: u16, hosts: &[&str]) -> Fl
         address: address.parse().unwrap(),
         port,
         hosts: hosts.iter().map(|name| host(name)).collect::<BTreeSet<_>>(),
+        names: BTreeSet::new(),
         connects: 1,
         host_unknown: false,
     }

@@ -3,6 +3,7 @@
 //! The layers, each of which may use only those before it (checked by `cargo xtask tidy`): [`model`], the pure logic, the IO,
 //! the wiring. ARCHITECTURE.md tells the way of the data through them.
 
+pub mod answers;
 pub mod attribute;
 pub mod authority;
 pub mod cgroup;

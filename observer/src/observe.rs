@@ -131,7 +131,7 @@ impl Watch<'_> {
         self.probes.drain(DRAIN_LIMIT, |record| match record {
             Ok(Event::Edge(event)) => collector.edge(&event),
             Ok(Event::Head(event, bytes)) => collector.head(&event, bytes),
-            Ok(Event::Dns(..)) => {}
+            Ok(Event::Dns(event, bytes)) => collector.dns(&event, bytes),
             Err(_) => collector.malformed_record(),
         })
     }

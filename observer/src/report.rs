@@ -116,6 +116,7 @@ fn port_lines(port: u16, uses: &[&PortUse], style: Style) -> Vec<Branch> {
         .map(|evidence| match evidence {
             Evidence::Address(address) => format!("address {address}"),
             Evidence::Host(host) if tls => format!("SNI \"{host}\""),
+            Evidence::DnsName(name) => format!("DNS name \"{name}\""),
             Evidence::Host(host) => format!("Host \"{host}:{port}\""),
         })
         .collect();

@@ -78,10 +78,12 @@ impl Sources {
                 address,
                 port: key.port,
                 hosts: BTreeSet::new(),
+                names: BTreeSet::new(),
                 connects: 0,
                 host_unknown: false,
             });
             flow.hosts.extend(observed.hosts.iter().cloned());
+            flow.names.extend(observed.names.iter().cloned());
             flow.connects += observed.connects;
             flow.host_unknown |= observed.host_unknown;
         }

@@ -22,6 +22,7 @@ fn lines(graph: &Graph) -> Vec<String> {
                 line += &match evidence {
                     Evidence::Address(address) => format!(" {address}"),
                     Evidence::Host(host) => format!(" {host}"),
+                    Evidence::DnsName(name) => format!(" asked for {name}"),
                 };
             }
             if port_use.address_only {
@@ -73,6 +74,32 @@ fn each_kind_of_evidence_is_recorded_on_the_service_that_it_names() {
     ] {
         let graph = graph(&mesh, &[flow(CALLER, address, port, hosts)]);
         assert_eq!(lines(&graph), expected, "{address}:{port} {hosts:?}");
+    }
+}
+
+#[test]
+fn a_dns_name_tells_whose_address_it_is_where_the_mesh_does_not() {
+    let mesh = shop();
+    for (address, names, expected) in [
+        (
+            "198.51.100.1",
+            &["free.test"][..],
+            &["free.test:80 Http 198.51.100.1 asked for free.test address only"][..],
+        ),
+        (
+            "198.51.100.1",
+            &["x.wild.test"],
+            &["*.wild.test:80 Unknown 198.51.100.1 asked for x.wild.test address only"],
+        ),
+        ("198.51.100.1", &["other.test"], &[]),
+        // The address is known: nothing has to be told by the name.
+        ("10.96.0.1", &["free.test"], &["web:80 Http 10.96.0.1 address only"]),
+    ] {
+        let mut flow = flow(CALLER, address, 80, &[]);
+        flow.names = names.iter().map(|name| host(name)).collect();
+        let graph = graph(&mesh, &[flow]);
+        assert_eq!(lines(&graph), expected, "{address} {names:?}");
+        assert_eq!(graph.unresolved.is_empty(), !expected.is_empty(), "{address} {names:?}");
     }
 }
 

@@ -82,6 +82,8 @@ pub enum Evidence {
     Address(IpAddr),
     /// A request named this host (as the workload wrote it, without the port).
     Host(Host),
+    /// The workload had asked a DNS server for this name and been given the address.
+    DnsName(Host),
 }
 
 /// A call to a pod's address where no headless service stands for it.

@@ -16,6 +16,7 @@ enum Layer {
 const MODULES: &[(&str, Layer)] = &[
     ("model", Layer::Model),
     //
+    ("answers", Layer::Pure),
     ("attribute", Layer::Pure),
     ("authority", Layer::Pure),
     ("collect", Layer::Pure),
