@@ -229,6 +229,7 @@ mod tests {
         assert_eq!(names(&table, 1, 1, 599), ["a.example"], "was shortened");
         table.insert(560 * SECOND, 1, &answer("a.example", 1, 60));
         assert_eq!(names(&table, 1, 1, 610), ["a.example"], "was not prolonged");
+        assert_eq!(names(&table, 1, 1, 1), ["a.example"], "the past was forgotten");
         table.insert(1000 * SECOND, 1, &answer("a.example", 1, 60));
         assert!(names(&table, 1, 1, 800).is_empty(), "held in a gap");
         assert_eq!(names(&table, 1, 1, 1001), ["a.example"]);
@@ -262,6 +263,9 @@ mod tests {
                     table.insert(now, round + 1, &answer(&format!("{name}{round}.example"), last + 100, 60));
                 }
             }
+        }
+        for now in 0..10 {
+            table.insert((1000 + 60 * now) * SECOND, 1, &answer(&format!("n{now}.example"), 1, 60));
         }
         assert_eq!(table.evictions(), Evictions::default());
     }

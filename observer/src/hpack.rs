@@ -153,6 +153,7 @@ mod tests {
             // Padding: a zero in it, a whole byte of it, and the end of string itself.
             (&[0b0001_1110], true, HeadError::NotHttp),
             (&[0b0001_1111, 0xff], true, HeadError::NotHttp),
+            (&[&encode(b"aaaaaaaa")[..], &[0xff]].concat(), true, HeadError::NotHttp),
             (&[0xff, 0xff, 0xff, 0xff], true, HeadError::NotHttp),
         ] {
             assert_eq!(authority(value, huffman), Err(error), "{value:x?}");

@@ -1,6 +1,6 @@
 //! The server name that a TLS client asks for. Pure: bytes in, answer out.
 //!
-//! Parsers on crates.io want the whole ClientHello. A hello with a post-quantum key share fills more than one segment, the
+//! Published parsers want the whole ClientHello. A hello with a post-quantum key share fills more than one segment, the
 //! extensions come in an order that browsers shuffle, and the name is needed from as few bytes as carry it: so the few fields
 //! on the way to it are stepped over here, one after the other, across the borders of records.
 //!

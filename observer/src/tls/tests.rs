@@ -92,8 +92,15 @@ fn lengths_that_do_not_fit_are_malformed() {
         bad[place] = 0x7f;
         assert_eq!(server_name(&records(&bad, MAX_RECORD)), Err(TlsError::Malformed), "byte {place}");
     }
-    let mut session = good.clone();
+    // One less for all extensions than there is.
+    let mut short = good.clone();
+    short[50] -= 1;
+    assert_eq!(server_name(&records(&short, MAX_RECORD)), Err(TlsError::Malformed));
+    // A session id of 33 bytes, all of them there.
+    let mut session = good;
     session[38] = 33;
+    session.splice(39..39, [1; 31]);
+    session[3] += 31;
     assert_eq!(server_name(&records(&session, MAX_RECORD)), Err(TlsError::Malformed));
 }
 
