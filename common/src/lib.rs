@@ -5,6 +5,8 @@
 #![no_std]
 #![forbid(unsafe_op_in_unsafe_fn)]
 
+pub mod http2;
+
 /// Version of the layout of all maps and records in this crate; raised with every incompatible change.
 ///
 /// Pins in bpffs carry it, so that an agent never adopts maps that it would misread.

@@ -8,12 +8,13 @@ use aya_ebpf::helpers::generated::{
     bpf_get_socket_cookie, bpf_get_socket_uid, bpf_ktime_get_ns, bpf_sk_fullsock, bpf_sk_storage_get,
 };
 use aya_ebpf::programs::SkBuffContext;
+use sidescope_common::http2::{BLIND, Walk};
 use sidescope_common::{Counter, EdgeKey, part};
 
 use crate::handover::with_scratch;
 use crate::http1::{self, Start};
 use crate::http2;
-use crate::maps::{Http2, PARTS, PROXY_UIDS, SEARCHES, Search, count, phase};
+use crate::maps::{PARTS, PROXY_UIDS, SEARCHES, Search, count, phase};
 use crate::packet::{Payload, TCP, payload};
 
 /// Requests in a row with a known host after which a connection is looked at only once a millisecond.
@@ -71,8 +72,7 @@ fn begin(ctx: &SkBuffContext, search: &mut Search, payload: Payload) {
     }
     if http2::is_preface(word) && payload.len >= 8 {
         search.phase = phase::HTTP2;
-        // The preface passes as if it were a frame of no interest.
-        search.http2 = Http2 { frame_left: http2::PREFACE, ..Http2::default() };
+        search.http2 = Walk::of_new_connection();
         search.next_seq = payload.seq;
         return to_part(ctx, part::HTTP2);
     }
@@ -125,7 +125,7 @@ fn older_socket(ctx: &SkBuffContext, sk: *mut bpf_sock) {
     let mut search = new_search(key, cookie, phase);
     search.next_seq = payload.seq;
     // Entries of the dynamic table from before are not known.
-    search.http2.field = http2::BLIND;
+    search.http2.field = BLIND;
     let value = (&raw mut search).cast();
     let flags = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
     // SAFETY: a full socket; the value is of the map's type.
@@ -156,7 +156,7 @@ pub fn new_search(key: EdgeKey, edge: u64, phase: u32) -> Search {
         phase,
         window: 0,
         heads: 0,
-        http2: Http2::default(),
+        http2: Walk::default(),
     }
 }
 

@@ -1,73 +1,22 @@
-//! HTTP/2: the :authority of a request.
-//!
-//! A walk over frames and header fields that can stop and go on at any byte, since neither keeps to segments. It needs no copy of
-//! the encoder's dynamic table: an indexed field refers to an entry that went by as a literal before, and was looked at then. Only
-//! on a connection that is older than the programs it may refer to something that nobody saw.
+//! HTTP/2: the :authority of a request, found by the walk in `sidescope_common::http2`.
 
 use aya_ebpf::programs::SkBuffContext;
+use sidescope_common::http2::{
+    BLIND_INDEX, FLAG_PRIORITY, FRAME_HEADER, HEADERS, HUFFMAN, PRIORITY, field_byte, frame_byte, passes,
+    state,
+};
 use sidescope_common::{Counter, head_format, part};
 
 use crate::bounded::byte_at;
 use crate::egress::{full_socket, search_of};
 use crate::handover::{NAME_BYTES, Piece, hand_on, load, name, unknown_host, with_scratch, within_budget};
-use crate::maps::{Http2, PARTS, Scratch, Search, anew, count, phase};
+use crate::maps::{PARTS, Scratch, Search, anew, count, phase};
 use crate::packet::{Payload, payload};
-
-/// Length of the connection preface (RFC 9113, 3.4).
-pub const PREFACE: u32 = 24;
-
-const FRAME_HEADER: u8 = 9;
-const HEADERS: u8 = 1;
-const CONTINUATION: u8 = 9;
-const FLAG_PADDED: u8 = 0x08;
-const FLAG_PRIORITY: u8 = 0x20;
-/// Stream dependency and weight.
-const PRIORITY: u32 = 5;
 
 /// Steps of one run; the walk goes on in another run, of which the kernel allows 33 in a row.
 const STEPS: u32 = 96;
 /// Bytes that are read from the packet at once.
 const WINDOW: u32 = 256;
-
-/// Entries of HPACK's static table (RFC 7541, appendix A).
-const STATIC_ENTRIES: u32 = 61;
-const AUTHORITY_INDEX: u32 = 1;
-const HOST_INDEX: u32 = 38;
-/// `:authority` in Huffman code.
-const AUTHORITY_HUFFMAN: u64 = 0xb83b_5339_ec32_7d7f;
-const AUTHORITY_START: u64 = u64::from_be_bytes(*b":authori");
-const AUTHORITY_END: [u8; 2] = *b"ty";
-
-/// What the next byte of a header block is.
-mod state {
-    pub const FIELD: u8 = 0;
-    pub const PAD_LENGTH: u8 = 1;
-    pub const INTEGER: u8 = 2;
-    pub const NAME_LENGTH: u8 = 3;
-    pub const VALUE_LENGTH: u8 = 4;
-    pub const NAME: u8 = 5;
-    pub const CAPTURE: u8 = 6;
-}
-
-/// What an integer means.
-mod meaning {
-    pub const INDEX: u8 = 0;
-    pub const NAME_INDEX: u8 = 1;
-    pub const TABLE_SIZE: u8 = 2;
-    pub const NAME_LENGTH: u8 = 3;
-    pub const VALUE_LENGTH: u8 = 4;
-}
-
-/// Bits of `Http2::field`.
-const INCREMENTAL: u8 = 1;
-const AUTHORITY: u8 = 2;
-const HUFFMAN: u8 = 4;
-const NEEDS_PRIORITY: u8 = 8;
-/// The connection is older than the programs: entries of its dynamic table are not known.
-pub const BLIND: u8 = 16;
-
-/// A field of such a connection referred to an entry that is not known.
-const BLIND_INDEX: u8 = 32;
 
 /// How a run ended.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -203,178 +152,6 @@ fn walk(ctx: &SkBuffContext, search: &mut Search, scratch: &mut Scratch, payload
         }
     }
     End::Steps
-}
-
-/// How many bytes of the current frame are of no interest.
-#[inline(always)]
-fn passes(http2: &mut Http2) -> u32 {
-    if http2.frame_type != HEADERS && http2.frame_type != CONTINUATION {
-        return http2.frame_left;
-    }
-    if http2.frame_left <= u32::from(http2.pad) {
-        return http2.frame_left;
-    }
-    let pass = http2.skip.min(http2.frame_left - u32::from(http2.pad));
-    http2.skip -= pass;
-    pass
-}
-
-/// A byte of a frame header. True: it is the last one of a HEADERS frame's.
-#[inline(always)]
-fn frame_byte(http2: &mut Http2, byte: u8) -> bool {
-    match http2.header {
-        0..=2 => http2.frame_len = (http2.frame_len << 8) | u32::from(byte),
-        3 => http2.frame_type = byte,
-        4 => http2.frame_flags = byte,
-        _ => {}
-    }
-    http2.header += 1;
-    if http2.header < FRAME_HEADER {
-        return false;
-    }
-    http2.header = 0;
-    http2.frame_left = http2.frame_len & 0xff_ffff;
-    http2.pad = 0;
-    if http2.frame_type != HEADERS {
-        return false;
-    }
-    http2.field &= BLIND | BLIND_INDEX;
-    http2.skip = 0;
-    http2.state = state::FIELD;
-    if http2.frame_flags & FLAG_PRIORITY != 0 {
-        http2.field |= NEEDS_PRIORITY;
-        http2.skip = PRIORITY;
-    }
-    if http2.frame_flags & FLAG_PADDED != 0 {
-        http2.skip = 0;
-        http2.state = state::PAD_LENGTH;
-    }
-    true
-}
-
-/// A byte of a header block. False: no HTTP/2.
-#[inline(always)]
-fn field_byte(http2: &mut Http2, byte: u8) -> bool {
-    let (prefix, what) = match http2.state {
-        state::PAD_LENGTH => {
-            http2.pad = byte;
-            http2.state = state::FIELD;
-            http2.skip = if http2.field & NEEDS_PRIORITY != 0 { PRIORITY } else { 0 };
-            return true;
-        }
-        state::INTEGER => {
-            if http2.shift > 21 {
-                return false;
-            }
-            http2.value += u32::from(byte & 0x7f) << (http2.shift & 31);
-            http2.shift += 7;
-            if byte & 0x80 == 0 {
-                integer(http2);
-            }
-            return true;
-        }
-        state::NAME => {
-            name_byte(http2, byte);
-            return true;
-        }
-        state::FIELD => {
-            http2.field &= BLIND | BLIND_INDEX;
-            if byte & 0x80 != 0 {
-                (0x7f, meaning::INDEX)
-            } else if byte & 0x40 != 0 {
-                http2.field |= INCREMENTAL;
-                (0x3f, meaning::NAME_INDEX)
-            } else if byte & 0x20 != 0 {
-                (0x1f, meaning::TABLE_SIZE)
-            } else {
-                (0x0f, meaning::NAME_INDEX)
-            }
-        }
-        other => {
-            http2.field = (http2.field & !HUFFMAN) | if byte & 0x80 != 0 { HUFFMAN } else { 0 };
-            let what = if other == state::NAME_LENGTH { meaning::NAME_LENGTH } else { meaning::VALUE_LENGTH };
-            (0x7f, what)
-        }
-    };
-    http2.meaning = what;
-    http2.value = u32::from(byte & prefix);
-    http2.shift = 0;
-    if byte & prefix == prefix {
-        http2.state = state::INTEGER;
-    } else {
-        integer(http2);
-    }
-    true
-}
-
-/// An integer is complete.
-#[inline(always)]
-fn integer(http2: &mut Http2) {
-    let value = http2.value;
-    match http2.meaning {
-        meaning::NAME_INDEX if value == 0 => http2.state = state::NAME_LENGTH,
-        meaning::NAME_INDEX => {
-            let named = value == AUTHORITY_INDEX || value == HOST_INDEX;
-            let by_entry = value > STATIC_ENTRIES
-                && http2.authority != 0
-                && http2.inserted.wrapping_sub(value - STATIC_ENTRIES - 1) == http2.authority;
-            if named || by_entry {
-                http2.field |= AUTHORITY;
-            }
-            http2.state = state::VALUE_LENGTH;
-        }
-        meaning::NAME_LENGTH => {
-            let of_authority = if http2.field & HUFFMAN != 0 { 8 } else { 10 };
-            http2.matched = 0;
-            if value == of_authority {
-                http2.state = state::NAME;
-            } else {
-                http2.skip = value;
-                http2.state = state::VALUE_LENGTH;
-            }
-        }
-        meaning::VALUE_LENGTH => {
-            if http2.field & INCREMENTAL != 0 {
-                http2.inserted = http2.inserted.wrapping_add(1);
-                if http2.field & AUTHORITY != 0 {
-                    http2.authority = http2.inserted;
-                }
-            }
-            http2.state = state::FIELD;
-            if http2.field & AUTHORITY != 0 && value != 0 {
-                http2.capture = value;
-                http2.length = value;
-                http2.state = state::CAPTURE;
-            } else {
-                http2.skip = value;
-            }
-        }
-        meaning::INDEX if value > STATIC_ENTRIES && http2.field & BLIND != 0 => {
-            http2.field |= BLIND_INDEX;
-            http2.state = state::FIELD;
-        }
-        _ => http2.state = state::FIELD,
-    }
-}
-
-/// A byte of a name that is as long as that of the authority.
-#[inline(always)]
-fn name_byte(http2: &mut Http2, byte: u8) {
-    let at = http2.matched & 15;
-    let (word, len) = if http2.field & HUFFMAN != 0 { (AUTHORITY_HUFFMAN, 8) } else { (AUTHORITY_START, 10) };
-    let expected = match at {
-        0..=7 => (word >> (56 - 8 * u32::from(at))) as u8,
-        8 => AUTHORITY_END[0],
-        _ => AUTHORITY_END[1],
-    };
-    http2.matched = at + 1;
-    if byte != expected {
-        http2.skip = u32::from(len - http2.matched);
-        http2.state = state::VALUE_LENGTH;
-    } else if http2.matched == len {
-        http2.field |= AUTHORITY;
-        http2.state = state::VALUE_LENGTH;
-    }
 }
 
 /// The value of an authority, or as much of it as this packet and frame hold; returns how much.

@@ -3,6 +3,7 @@
 use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{HashMap, LruHashMap, PerCpuArray, ProgramArray, RingBuf};
+use sidescope_common::http2;
 use sidescope_common::{
     Counter, DEFAULT_EDGES, DEFAULT_HOSTS, DEFAULT_RING_BYTES, DnsEvent, EdgeKey, EdgeState, HEAD_BYTES,
     HeadEvent, HostKey, MAX_PROXY_UIDS, MAX_SOURCES, SourceAddr, SourceKey, part,
@@ -95,44 +96,7 @@ pub struct Search {
     /// Budget of an older socket, whose edge is not known here; see [`EdgeState`].
     pub window: u32,
     pub heads: u32,
-    pub http2: Http2,
-}
-
-/// Where the walk through HTTP/2 frames stands; see [`crate::http2`].
-#[repr(C)]
-#[derive(Clone, Copy, Default)]
-pub struct Http2 {
-    /// Bytes of the current frame's payload that are left.
-    pub frame_left: u32,
-    /// Bytes to pass over before the next byte that matters.
-    pub skip: u32,
-    /// The integer that is being read.
-    pub value: u32,
-    /// Length of the frame whose header is being read.
-    pub frame_len: u32,
-    /// Entries that were put into the encoder's dynamic table.
-    pub inserted: u32,
-    /// [`inserted`](Self::inserted) after the last entry whose name is :authority; 0: none.
-    pub authority: u32,
-    /// Bytes of the authority that are still to be handed on.
-    pub capture: u32,
-    /// Length of that authority.
-    pub length: u32,
-    pub state: u8,
-    /// Bytes of the frame header that were read.
-    pub header: u8,
-    pub frame_type: u8,
-    pub frame_flags: u8,
-    /// What the integer that is being read means.
-    pub meaning: u8,
-    pub shift: u8,
-    /// Bits of what is known of the current field and block.
-    pub field: u8,
-    /// Bytes of the name that were compared.
-    pub matched: u8,
-    /// Bytes of padding at the end of the frame.
-    pub pad: u8,
-    pub reserved: [u8; 3],
+    pub http2: http2::Walk,
 }
 
 /// A socket that asks a DNS server.

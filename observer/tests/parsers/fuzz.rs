@@ -16,7 +16,7 @@ use sidescope::http1::request_host;
 use sidescope::proxy_protocol::{self, header_len};
 use sidescope::tls::{TlsError, server_name};
 use sidescope::{dns, hpack};
-use sidescope_common::{EdgeKey, HeadEvent, event_kind};
+use sidescope_common::{EdgeKey, HeadEvent, event_kind, head_format};
 
 use crate::{Kind, Sample, samples};
 
@@ -226,9 +226,18 @@ fn heads() {
             for index in order {
                 let Some((start, end)) = pieces.get(index) else { continue };
                 let key = EdgeKey { netns: 1, addr: [0; 16], uid: 0, port: 80, reserved: 0 };
-                let offset = u32::try_from(*start).unwrap();
-                let event =
-                    HeadEvent { kind: event_kind::HEAD, len: 0, socket: 1, offset, request: 1, host: 0, key };
+                let offset = u16::try_from(*start).unwrap();
+                let event = HeadEvent {
+                    kind: event_kind::HEAD,
+                    len: 0,
+                    format: head_format::HTTP1,
+                    socket: 1,
+                    offset,
+                    total: 0,
+                    request: 1,
+                    host: 0,
+                    key,
+                };
                 let outcome = heads.feed(&event, &bytes[*start..*end], |key| panic!("{key:?} was given up"));
                 if let Outcome::Host(host) = outcome {
                     assert!(possible.contains(&Ok(RequestHost::Name(host.clone()))), "{host} out of nowhere");
