@@ -21,6 +21,10 @@ pub mod probes;
 pub mod progress;
 pub mod render;
 pub mod report;
+pub mod scan;
+pub mod scanner;
+pub mod sock_diag;
+pub mod sockets;
 pub mod sources;
 
 #[cfg(test)]

@@ -1,64 +1,181 @@
-//! Which addresses the network namespaces of this machine have.
+//! Looks into every network namespace of this machine: which addresses it has, and which connections its programs have opened.
 //!
-//! Entering a namespace takes SYS_ADMIN and changes the thread that does it, so it happens on a thread of its own that ends
-//! with the scan.
+//! Entering a namespace changes the thread that does it, so [`look`] wants a thread of its own that ends afterwards. It takes
+//! two capabilities: SYS_ADMIN to enter, SYS_PTRACE to reach the namespaces of processes that run as another user or with
+//! rights that this one lacks.
 
-use std::collections::{BTreeSet, HashMap};
-use std::fs::File;
+use std::collections::BTreeSet;
+use std::fs::{self, File};
 use std::net::{IpAddr, UdpSocket};
+use std::ops::ControlFlow;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::PathBuf;
-use std::{fs, io, thread};
+use std::path::{Path, PathBuf};
+use std::{io, mem};
 
+use nix::errno::Errno;
 use nix::ifaddrs::getifaddrs;
 use nix::sched::{CloneFlags, setns};
+use serde::{Deserialize, Serialize};
 
+use crate::cgroup;
 use crate::probes::netns_cookie;
+use crate::sock_diag::outgoing_sockets;
+use crate::sockets::Socket;
 
 /// Where `ip netns` and container runtimes keep namespaces that no process need live in.
 const NAMED: &str = "/run/netns";
+/// The namespace of the node itself. In a container this needs the host's process namespace, as all of this does.
+const NODE: &str = "/proc/1/ns/net";
+/// Stands in a number that is no cookie but an inode: the two number ranges never meet.
+const NO_COOKIE: u64 = 1 << 63;
 
-/// What a scan found.
-#[derive(Debug, Default)]
-pub struct Scan {
-    /// Addresses by the cookie of the namespace, without loopback and link-local ones.
-    pub addresses: HashMap<u64, BTreeSet<IpAddr>>,
-    /// Namespaces that could not be entered or asked, with the first reason.
-    pub failed: Option<(usize, io::Error)>,
+/// Most addresses that are told of one namespace.
+pub const MAX_ADDRESSES: usize = 1024;
+/// Most sockets of one [`Part`].
+pub const PART_SOCKETS: usize = 4096;
+
+/// What is known of one namespace. One with many sockets comes in several parts, of which the first has the addresses.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Part {
+    /// Cookie of the namespace, or another number of its own where the kernel (before 5.14) does not tell cookies.
+    pub netns: u64,
+    /// Its addresses, without loopback and link-local ones.
+    pub addresses: BTreeSet<IpAddr>,
+    /// Its outgoing sockets, at most [`PART_SOCKETS`].
+    pub sockets: Vec<Socket>,
 }
 
-/// Enters every network namespace of the machine once and reads its addresses.
+/// What a whole scan came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Summary {
+    /// Namespaces that were looked into.
+    pub namespaces: u64,
+    /// Sockets that were found and told.
+    pub sockets: u64,
+    /// Sockets over [`MAX_SOCKETS`](crate::sock_diag::MAX_SOCKETS) in a namespace.
+    pub sockets_beyond: u64,
+    /// Addresses over [`MAX_ADDRESSES`] in a namespace.
+    pub addresses_beyond: u64,
+    /// Namespaces, or processes whose namespace could not be told, that could not be looked into.
+    pub failed: u64,
+    /// Why not, of the first of them.
+    pub first_failure: Option<String>,
+}
+
+impl Summary {
+    fn fail(&mut self, path: &Path, action: &str, reason: &dyn std::error::Error) {
+        self.failed += 1;
+        self.first_failure.get_or_insert_with(|| {
+            let cause = reason.source().map_or_else(String::new, |cause| format!(": {cause}"));
+            format!("cannot {action} {}: {reason}{cause}", path.display())
+        });
+    }
+}
+
+/// Enters every network namespace of the machine once and hands on what is there. Ends early when `emit` breaks.
+///
+/// Sockets are listed in the namespaces of the processes of `cgroup` only, and never in the node's own; without `cgroup` only
+/// addresses are looked at.
 ///
 /// # Errors
-/// When no thread can be started. What is wrong with a single namespace is in [`Scan::failed`].
-pub fn scan() -> io::Result<Scan> {
-    let scanner = thread::Builder::new().name("netns-scan".to_owned()).spawn(scan_here)?;
-    scanner.join().map_err(|_| io::Error::other("the scan of the network namespaces panicked"))
-}
-
-fn scan_here() -> Scan {
-    let mut scan = Scan::default();
+/// When it cannot be told which namespaces to look into. What is wrong with a single one is in [`Summary::failed`].
+pub fn look(cgroup: Option<&Path>, mut emit: impl FnMut(Part) -> ControlFlow<()>) -> io::Result<Summary> {
+    let watched = cgroup.map(watched).transpose()?.unwrap_or_default();
+    let mut summary = Summary::default();
     let mut seen = BTreeSet::new();
     for path in candidates() {
-        // A process may have ended since.
-        let Ok(file) = File::open(&path) else { continue };
-        let Ok(inode) = file.metadata().map(|meta| meta.ino()) else {
-            continue;
+        let inode = match fs::metadata(&path) {
+            Ok(meta) => meta.ino(),
+            Err(err) if is_gone(&err) => continue,
+            Err(err) => {
+                summary.fail(&path, "look at", &err);
+                continue;
+            }
         };
         if !seen.insert(inode) {
             continue;
         }
-        match look_into(&file) {
-            Ok((cookie, addresses)) => {
-                scan.addresses.insert(cookie, addresses);
+        let file = match File::open(&path).and_then(|file| Ok((file.metadata()?.ino(), file))) {
+            Ok((opened, file)) if opened == inode => file,
+            // The process has ended or moved since, or what lies there is no namespace.
+            Ok(_) => {
+                seen.remove(&inode);
+                continue;
+            }
+            Err(err) if is_gone(&err) => {
+                seen.remove(&inode);
+                continue;
             }
             Err(err) => {
-                let earlier = scan.failed.take();
-                scan.failed = Some(earlier.map_or((1, err), |(count, first)| (count + 1, first)));
+                summary.fail(&path, "open", &err);
+                continue;
+            }
+        };
+        let mut part = match enter(&file, inode) {
+            Ok(netns) => Part { netns, ..Part::default() },
+            Err(err) => {
+                summary.fail(&path, "enter", &err);
+                continue;
+            }
+        };
+        summary.namespaces += 1;
+        match addresses() {
+            Ok(mut all) => {
+                summary.addresses_beyond += all.len().saturating_sub(MAX_ADDRESSES) as u64;
+                while all.len() > MAX_ADDRESSES {
+                    all.pop_last();
+                }
+                part.addresses = all;
+            }
+            Err(err) => summary.fail(&path, "list the addresses of", &err),
+        }
+        let mut sockets = Vec::new();
+        if watched.contains(&inode) {
+            match outgoing_sockets() {
+                Ok(found) => {
+                    summary.sockets_beyond += found.beyond;
+                    sockets = found.sockets;
+                }
+                Err(err) => summary.fail(&path, "list the sockets of", &err),
             }
         }
+        summary.sockets += sockets.len() as u64;
+        if hand_on(part, sockets, &mut emit).is_break() {
+            break;
+        }
     }
-    scan
+    Ok(summary)
+}
+
+fn hand_on(
+    mut part: Part,
+    sockets: Vec<Socket>,
+    emit: &mut impl FnMut(Part) -> ControlFlow<()>,
+) -> ControlFlow<()> {
+    let netns = part.netns;
+    for socket in sockets {
+        part.sockets.push(socket);
+        if part.sockets.len() == PART_SOCKETS {
+            emit(mem::replace(&mut part, Part { netns, ..Part::default() }))?;
+        }
+    }
+    emit(part)
+}
+
+/// Inodes of the namespaces that the processes of a cgroup live in, without the node's own: pods on the host's network have
+/// no sidecar.
+fn watched(cgroup: &Path) -> io::Result<BTreeSet<u64>> {
+    let naming = |path: &Path| {
+        let path = path.display().to_string();
+        move |err: io::Error| io::Error::new(err.kind(), format!("cannot look at {path}: {err}"))
+    };
+    let node = fs::metadata(NODE).map_err(naming(Path::new(NODE)))?.ino();
+    let pids = cgroup::processes(cgroup).map_err(naming(cgroup))?;
+    // What cannot be looked at here is told when the scan itself comes to it.
+    let inodes = pids.iter().filter_map(|pid| fs::metadata(format!("/proc/{pid}/ns/net")).ok());
+    Ok(inodes.map(|meta| meta.ino()).filter(|inode| *inode != node).collect())
 }
 
 fn candidates() -> impl Iterator<Item = PathBuf> {
@@ -72,11 +189,26 @@ fn candidates() -> impl Iterator<Item = PathBuf> {
     of_processes.chain(named)
 }
 
-fn look_into(namespace: &File) -> io::Result<(u64, BTreeSet<IpAddr>)> {
+/// A process that ends between two looks is no failure.
+fn is_gone(err: &io::Error) -> bool {
+    err.kind() == io::ErrorKind::NotFound || err.raw_os_error() == Some(Errno::ESRCH as i32)
+}
+
+fn enter(namespace: &File, inode: u64) -> io::Result<u64> {
     setns(namespace, CloneFlags::CLONE_NEWNET)?;
     // Any socket has the cookie of the namespace that it was made in; this one never sends.
-    let cookie = netns_cookie(&UdpSocket::bind("0.0.0.0:0")?)?;
-    let addresses = getifaddrs()?
+    identity(netns_cookie(&UdpSocket::bind("0.0.0.0:0")?), inode)
+}
+
+fn identity(cookie: io::Result<u64>, inode: u64) -> io::Result<u64> {
+    match cookie {
+        Err(err) if err.raw_os_error() == Some(Errno::ENOPROTOOPT as i32) => Ok(NO_COOKIE | inode),
+        other => other,
+    }
+}
+
+fn addresses() -> io::Result<BTreeSet<IpAddr>> {
+    Ok(getifaddrs()?
         .filter_map(|interface| {
             let address = interface.address?;
             address
@@ -85,13 +217,61 @@ fn look_into(namespace: &File) -> io::Result<(u64, BTreeSet<IpAddr>)> {
                 .or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
         })
         .filter(|address| !address.is_loopback() && !is_link_local(address))
-        .collect();
-    Ok((cookie, addresses))
+        .collect())
 }
 
 fn is_link_local(address: &IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => v4.is_link_local(),
         IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sockets::State;
+
+    #[test]
+    fn a_kernel_without_cookies_yields_a_number_all_the_same() {
+        assert_eq!(identity(Ok(5), 4_026_532_000).unwrap(), 5);
+        let unknown = || Err(io::Error::from_raw_os_error(Errno::ENOPROTOOPT as i32));
+        assert_eq!(identity(unknown(), 4_026_532_000).unwrap(), (1 << 63) + 4_026_532_000);
+        assert!(identity(Err(io::Error::from_raw_os_error(Errno::EBADF as i32)), 1).is_err());
+    }
+
+    #[test]
+    fn many_sockets_come_in_parts_of_which_the_first_has_the_addresses() {
+        let socket = Socket {
+            uid: 0,
+            address: IpAddr::from([10, 0, 0, 1]),
+            port: 80,
+            cookie: 1,
+            state: State::Established,
+        };
+        let addresses = BTreeSet::from([IpAddr::from([10, 0, 0, 2])]);
+        for (count, parts) in [
+            (0, vec![0]),
+            (PART_SOCKETS - 1, vec![PART_SOCKETS - 1]),
+            (PART_SOCKETS * 2 + 1, vec![PART_SOCKETS, PART_SOCKETS, 1]),
+        ] {
+            let mut found = Vec::new();
+            let part = Part { netns: 7, addresses: addresses.clone(), sockets: Vec::new() };
+            let flow = hand_on(part, vec![socket.clone(); count], &mut |part: Part| {
+                assert_eq!((part.netns, part.addresses.is_empty()), (7, !found.is_empty()));
+                found.push(part.sockets.len());
+                ControlFlow::Continue(())
+            });
+            assert_eq!((flow, found), (ControlFlow::Continue(()), parts));
+        }
+    }
+
+    #[test]
+    fn the_first_failure_is_told_with_its_place() {
+        let mut summary = Summary::default();
+        for name in ["/a", "/b"] {
+            summary.fail(Path::new(name), "enter", &io::Error::other("no"));
+        }
+        assert_eq!((summary.failed, summary.first_failure.as_deref()), (2, Some("cannot enter /a: no")));
     }
 }

@@ -25,6 +25,7 @@ const MODULES: &[(&str, Layer)] = &[
     ("plan", Layer::Pure),
     ("render", Layer::Pure),
     ("report", Layer::Pure),
+    ("sockets", Layer::Pure),
     ("sources", Layer::Pure),
     //
     ("cgroup", Layer::Io),
@@ -33,6 +34,9 @@ const MODULES: &[(&str, Layer)] = &[
     ("output", Layer::Io),
     ("probes", Layer::Io),
     ("progress", Layer::Io),
+    ("scan", Layer::Io),
+    ("scanner", Layer::Io),
+    ("sock_diag", Layer::Io),
     //
     ("cli", Layer::Wiring),
     ("observe", Layer::Wiring),
