@@ -1,5 +1,7 @@
-//! Gathers what the kernel reports: edges, their hosts, and what was lost. Pure; bounded by the size of the kernel's edge set.
+//! Gathers what the kernel reports: edges, their hosts, and what was lost. Pure; bounded by the size of the kernel's edge set
+//! and by [`MAX_EXISTING`].
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -7,9 +9,13 @@ use sidescope_common::{Addr, EdgeEvent, EdgeKey, EdgeState, HeadEvent, edge_flag
 
 use crate::heads::{Heads, Outcome, Unreadable};
 use crate::model::names::Host;
+use crate::sockets::Socket;
 
 /// Most hosts that are kept of one edge. More than that is a proxy or a scanner: the edge counts as incomplete.
 pub const MAX_HOSTS_PER_EDGE: usize = 256;
+
+/// Most edges that are known only from connections that were open before, as many as the kernel's own set holds.
+pub const MAX_EXISTING: usize = sidescope_common::DEFAULT_EDGES as usize;
 
 /// What is known of one edge.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -20,6 +26,9 @@ pub struct Observed {
     pub hosts: BTreeSet<Host>,
     /// There was a request whose host is not known.
     pub host_unknown: bool,
+    /// A connection of it was open when the sockets were last listed and it was among them. Without a connect this connection is
+    /// older than the watch.
+    pub existing: bool,
 }
 
 /// What user space could not make use of, by cause.
@@ -31,6 +40,8 @@ pub enum Loss {
     TooManyHosts,
     /// A record of the kernel that user space does not understand.
     MalformedRecord,
+    /// A connection that was open before, beyond [`MAX_EXISTING`] or beyond what is listed of one namespace.
+    TooManyExisting,
 }
 
 impl Loss {
@@ -43,6 +54,7 @@ impl Loss {
             Self::Head(Unreadable::Crowded) => "headsCrowded",
             Self::TooManyHosts => "tooManyHosts",
             Self::MalformedRecord => "malformedRecord",
+            Self::TooManyExisting => "tooManyExisting",
         }
     }
 }
@@ -54,6 +66,7 @@ pub struct Collector {
     heads: Heads,
     losses: BTreeMap<Loss, u64>,
     hosts: usize,
+    existing: usize,
 }
 
 impl Collector {
@@ -88,6 +101,28 @@ impl Collector {
             let observed = self.edges.entry(key).or_default();
             observed.connects = state.connects;
             observed.host_unknown |= state.flags & edge_flags::HOST_UNKNOWN != 0;
+        }
+    }
+
+    /// A connection that is open now, from the list of sockets. It is no connect; it keeps its edge alive, and makes one if it is
+    /// older than the watch.
+    pub fn existing(&mut self, netns: u64, socket: &Socket) {
+        let key =
+            EdgeKey { netns, addr: mapped(socket.address), uid: socket.uid, port: socket.port, reserved: 0 };
+        match self.edges.entry(key) {
+            Entry::Occupied(mut known) => known.get_mut().existing = true,
+            Entry::Vacant(_) if self.existing >= MAX_EXISTING => self.count(Loss::TooManyExisting),
+            Entry::Vacant(new) => {
+                self.existing += 1;
+                new.insert(Observed { existing: true, ..Observed::default() });
+            }
+        }
+    }
+
+    /// Connections that were open and could not be listed.
+    pub fn unlisted(&mut self, count: u64) {
+        if count > 0 {
+            *self.losses.entry(Loss::TooManyExisting).or_default() += count;
         }
     }
 
@@ -134,6 +169,14 @@ impl Collector {
 /// The address of a key as the rest of the program knows it: v4-mapped ones as IPv4.
 pub fn address(addr: Addr) -> IpAddr {
     IpAddr::V6(Ipv6Addr::from(addr)).to_canonical()
+}
+
+/// The same the other way round.
+fn mapped(address: IpAddr) -> Addr {
+    match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        IpAddr::V6(v6) => v6.octets(),
+    }
 }
 
 #[cfg(test)]
@@ -197,6 +240,39 @@ mod tests {
         assert_eq!(collector.hosts(), MAX_HOSTS_PER_EDGE);
         assert!(collector.edges()[&key(1)].host_unknown);
         assert_eq!(collector.losses()[&Loss::TooManyHosts], 10);
+    }
+
+    fn socket(address: &str, port: u16) -> Socket {
+        let state = crate::sockets::State::Established;
+        Socket { uid: 5, address: address.parse().unwrap(), port, cookie: 1, state }
+    }
+
+    #[test]
+    fn a_connection_from_before_makes_an_edge_without_a_connect() {
+        let mut collector = Collector::default();
+        collector.existing(7, &socket("10.0.0.1", 80));
+        collector.existing(7, &socket("10.0.0.1", 80));
+        collector.existing(7, &socket("fd00::1", 80));
+        let addr = "::ffff:10.0.0.1".parse::<Ipv6Addr>().unwrap().octets();
+        let key = EdgeKey { netns: 7, addr, uid: 5, port: 80, reserved: 0 };
+        assert_eq!(collector.edges().len(), 2);
+        assert_eq!(collector.edges()[&key], Observed { existing: true, ..Observed::default() });
+        collector.sweep([(key, state(3, 0))]);
+        assert_eq!(collector.edges()[&key], Observed { existing: true, connects: 3, ..Observed::default() });
+        assert!(collector.losses().is_empty());
+    }
+
+    #[test]
+    fn edges_from_before_are_bounded_and_what_is_beyond_is_counted() {
+        let mut collector = Collector::default();
+        for i in 0..MAX_EXISTING as u32 + 3 {
+            let address = std::net::Ipv4Addr::from(0x0a00_0000 + i).to_string();
+            collector.existing(7, &socket(&address, 80));
+        }
+        collector.unlisted(0);
+        collector.unlisted(4);
+        assert_eq!(collector.edges().len(), MAX_EXISTING);
+        assert_eq!(collector.losses(), &BTreeMap::from([(Loss::TooManyExisting, 7)]));
     }
 
     #[test]

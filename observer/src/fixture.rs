@@ -39,6 +39,7 @@ pub(crate) fn flow(source: &str, address: &str, port: u16, hosts: &[&str]) -> Fl
         hosts: hosts.iter().map(|name| host(name)).collect::<BTreeSet<_>>(),
         connects: 1,
         host_unknown: false,
+        existing: false,
     }
 }
 

@@ -4,8 +4,7 @@ use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
 use netlink_packet_core::{
-    NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkBuffer, NetlinkHeader, NetlinkMessage,
-    NetlinkPayload,
+    NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP, SOCK_DIAG_BY_FAMILY};
@@ -186,10 +185,10 @@ impl Netlink {
         loop {
             let fd = self.fd.as_raw_fd();
             let buffer = &mut self.buffer;
-            let len =
-                again(|| recv(fd, buffer, MsgFlags::MSG_TRUNC)).map_err(failed("read the answer"))?;
+            let len = again(|| recv(fd, buffer, MsgFlags::MSG_TRUNC)).map_err(failed("read the answer"))?;
             // More than the buffer holds, or nothing at all.
-            let mut rest = self.buffer.get(..len).filter(|rest| !rest.is_empty()).ok_or(DiagError::Malformed)?;
+            let mut rest =
+                self.buffer.get(..len).filter(|rest| !rest.is_empty()).ok_or(DiagError::Malformed)?;
             while !rest.is_empty() {
                 let message = NetlinkBuffer::new_checked(rest).map_err(|_| DiagError::Malformed)?;
                 let len = message.length() as usize;

@@ -80,10 +80,16 @@ impl Sources {
                 hosts: BTreeSet::new(),
                 connects: 0,
                 host_unknown: false,
+                existing: false,
             });
             flow.hosts.extend(observed.hosts.iter().cloned());
             flow.connects += observed.connects;
             flow.host_unknown |= observed.host_unknown;
+            flow.existing |= observed.existing;
+        }
+        // Of those that were seen to connect, nothing is to be told.
+        for flow in flows.values_mut() {
+            flow.existing &= flow.connects == 0;
         }
         (flows.into_values().collect(), unattributed)
     }
@@ -115,4 +121,30 @@ enum Owner<'a> {
     Unknown,
     Ambiguous,
     Foreign,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::bookinfo;
+
+    #[test]
+    fn a_connection_from_before_is_told_only_where_no_connect_was_seen() {
+        let mesh = bookinfo();
+        let mut sources = Sources::default();
+        let mut edges = HashMap::new();
+        for (netns, pod) in mesh.pods.values().enumerate() {
+            sources.add(netns as u64, pod.addresses.iter().copied());
+            // Two users of one pod: one whose connect was seen in every other pod, one whose connection is older.
+            for (uid, connects) in [(1, netns as u64 % 2), (2, 0)] {
+                let addr = std::net::Ipv4Addr::new(10, 96, 0, 2).to_ipv6_mapped().octets();
+                let key = EdgeKey { netns: netns as u64, addr, uid, port: 9080, reserved: 0 };
+                edges.insert(key, Observed { connects, existing: true, ..Observed::default() });
+            }
+        }
+        let (flows, unattributed) = sources.flows(&MeshIndex::new(&mesh), &edges);
+        assert_eq!((flows.len(), unattributed), (mesh.pods.len(), Unattributed::default()));
+        assert!(flows.iter().all(|flow| flow.existing == (flow.connects == 0)));
+        assert!(flows.iter().any(|flow| flow.existing) && flows.iter().any(|flow| !flow.existing));
+    }
 }

@@ -8,6 +8,7 @@ pub mod bed;
 pub mod bookinfo;
 pub mod cmd;
 pub mod demo;
+pub mod existing;
 pub mod inventory;
 pub mod tcp;
 pub mod wait;

@@ -180,6 +180,7 @@ fn any_flow() -> impl Strategy<Value = Flow> {
         |(source, address, port, hosts, connects, host_unknown)| Flow {
             connects,
             host_unknown,
+            existing: false,
             ..flow(source, address, port, &hosts)
         },
     )

@@ -21,7 +21,9 @@ const FRAME: Duration = Duration::from_secs(10);
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Not there, or no right to ask it.
-    #[error("cannot reach the scanner at {socket}: does its container run, and is the socket's directory shared with it?")]
+    #[error(
+        "cannot reach the scanner at {socket}: does its container run, and is the socket's directory shared with it?"
+    )]
     Connect {
         /// Path of the socket.
         socket: PathBuf,

@@ -119,8 +119,13 @@ mod tests {
     #[tokio::test]
     async fn the_largest_part_fits_a_frame_and_is_read_back() {
         let last = IpAddr::from(Ipv6Addr::from(u128::MAX));
-        let socket =
-            Socket { uid: u32::MAX, address: last, port: u16::MAX, cookie: u64::MAX, state: State::Established };
+        let socket = Socket {
+            uid: u32::MAX,
+            address: last,
+            port: u16::MAX,
+            cookie: u64::MAX,
+            state: State::Established,
+        };
         let addresses = (0..MAX_ADDRESSES).map(|i| IpAddr::from(Ipv6Addr::from(u128::MAX - i as u128)));
         let part = Frame::Part(Part {
             netns: u64::MAX,

@@ -9,7 +9,9 @@ const NEEDED: [Capability; 2] = [Capability::CAP_SYS_ADMIN, Capability::CAP_SYS_
 #[derive(Debug, thiserror::Error)]
 pub enum RightsError {
     /// Something is missing.
-    #[error("the scanner needs {missing}: run it as root, or in a container that adds SYS_ADMIN and SYS_PTRACE")]
+    #[error(
+        "the scanner needs {missing}: run it as root, or in a container that adds SYS_ADMIN and SYS_PTRACE"
+    )]
     Missing {
         /// Names of the capabilities.
         missing: String,
@@ -25,7 +27,8 @@ pub enum RightsError {
 /// Gives up every capability that is not needed, for this thread and all that it will start.
 pub(super) fn give_up() -> Result<(), RightsError> {
     let permitted = caps::read(None, CapSet::Permitted).map_err(RightsError::GiveUp)?;
-    let missing: Vec<_> = NEEDED.iter().filter(|cap| !permitted.contains(cap)).map(ToString::to_string).collect();
+    let missing: Vec<_> =
+        NEEDED.iter().filter(|cap| !permitted.contains(cap)).map(ToString::to_string).collect();
     if !missing.is_empty() {
         return Err(RightsError::Missing { missing: missing.join(" and ") });
     }
