@@ -4,7 +4,7 @@
 //! two capabilities: SYS_ADMIN to enter, SYS_PTRACE to reach the namespaces of processes that run as another user or with
 //! rights that this one lacks.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs::{self, File};
 use std::net::{IpAddr, UdpSocket};
 use std::ops::ControlFlow;
@@ -24,8 +24,11 @@ use crate::sockets::Socket;
 
 /// Where `ip netns` and container runtimes keep namespaces that no process need live in.
 const NAMED: &str = "/run/netns";
-/// The namespace of the node itself. In a container this needs the host's process namespace, as all of this does.
+/// The namespace of the node itself is that of its first process. In a container this needs the host's process namespace, as all
+/// of this does.
 const NODE: &str = "/proc/1/ns/net";
+/// Where that one is protected from all others: the kernel's own threads always live in the machine's first namespace.
+const KERNEL_THREAD: (&str, &str) = ("/proc/2/comm", "/proc/2/ns/net");
 /// Stands in a number that is no cookie but an inode: the two number ranges never meet.
 const NO_COOKIE: u64 = 1 << 63;
 
@@ -33,6 +36,15 @@ const NO_COOKIE: u64 = 1 << 63;
 pub const MAX_ADDRESSES: usize = 1024;
 /// Most sockets of one [`Part`].
 pub const PART_SOCKETS: usize = 4096;
+
+/// What is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum What {
+    /// Addresses.
+    Addresses,
+    /// Addresses, and the sockets of the watched processes' namespaces.
+    Sockets,
+}
 
 /// What is known of one namespace. One with many sockets comes in several parts, of which the first has the addresses.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,7 +70,7 @@ pub struct Summary {
     pub sockets_beyond: u64,
     /// Addresses over [`MAX_ADDRESSES`] in a namespace.
     pub addresses_beyond: u64,
-    /// Namespaces, or processes whose namespace could not be told, that could not be looked into.
+    /// Namespaces, or watched processes whose namespace cannot be told, that could not be looked into.
     pub failed: u64,
     /// Why not, of the first of them.
     pub first_failure: Option<String>,
@@ -76,19 +88,20 @@ impl Summary {
 
 /// Enters every network namespace of the machine once and hands on what is there. Ends early when `emit` breaks.
 ///
-/// Sockets are listed in the namespaces of the processes of `cgroup` only, and never in the node's own; without `cgroup` only
-/// addresses are looked at.
+/// Sockets are listed in the namespaces of the processes of `cgroup` only, and never in the node's own.
 ///
 /// # Errors
 /// When it cannot be told which namespaces to look into. What is wrong with a single one is in [`Summary::failed`].
-pub fn look(cgroup: Option<&Path>, mut emit: impl FnMut(Part) -> ControlFlow<()>) -> io::Result<Summary> {
-    let watched = cgroup.map(watched).transpose()?.unwrap_or_default();
+pub fn look(cgroup: &Path, what: What, mut emit: impl FnMut(Part) -> ControlFlow<()>) -> io::Result<Summary> {
+    let watched = Watched::of(cgroup)?;
     let mut summary = Summary::default();
     let mut seen = BTreeSet::new();
-    for path in candidates() {
+    for (pid, path) in candidates() {
         let inode = match fs::metadata(&path) {
             Ok(meta) => meta.ino(),
             Err(err) if is_gone(&err) => continue,
+            // A process that is protected from all others is no pod's.
+            Err(_) if pid.is_some_and(|pid| !watched.pids.contains(&pid)) => continue,
             Err(err) => {
                 summary.fail(&path, "look at", &err);
                 continue;
@@ -132,7 +145,7 @@ pub fn look(cgroup: Option<&Path>, mut emit: impl FnMut(Part) -> ControlFlow<()>
             Err(err) => summary.fail(&path, "list the addresses of", &err),
         }
         let mut sockets = Vec::new();
-        if watched.contains(&inode) {
+        if what == What::Sockets && watched.namespaces.contains(&inode) {
             match outgoing_sockets() {
                 Ok(found) => {
                     summary.sockets_beyond += found.beyond;
@@ -164,28 +177,49 @@ fn hand_on(
     emit(part)
 }
 
-/// Inodes of the namespaces that the processes of a cgroup live in, without the node's own: pods on the host's network have
-/// no sidecar.
-fn watched(cgroup: &Path) -> io::Result<BTreeSet<u64>> {
-    let naming = |path: &Path| {
-        let path = path.display().to_string();
-        move |err: io::Error| io::Error::new(err.kind(), format!("cannot look at {path}: {err}"))
-    };
-    let node = fs::metadata(NODE).map_err(naming(Path::new(NODE)))?.ino();
-    let pids = cgroup::processes(cgroup).map_err(naming(cgroup))?;
-    // What cannot be looked at here is told when the scan itself comes to it.
-    let inodes = pids.iter().filter_map(|pid| fs::metadata(format!("/proc/{pid}/ns/net")).ok());
-    Ok(inodes.map(|meta| meta.ino()).filter(|inode| *inode != node).collect())
+/// The processes of a cgroup.
+struct Watched {
+    pids: HashSet<u32>,
+    /// Inodes of the namespaces that they live in, without the node's own: pods on the host's network have no sidecar.
+    namespaces: HashSet<u64>,
 }
 
-fn candidates() -> impl Iterator<Item = PathBuf> {
-    let of_processes = fs::read_dir("/proc")
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter(|entry| entry.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit))
-        .map(|entry| entry.path().join("ns/net"));
-    let named = fs::read_dir(NAMED).into_iter().flatten().flatten().map(|entry| entry.path());
+impl Watched {
+    fn of(cgroup: &Path) -> io::Result<Self> {
+        let naming = |path: &Path| {
+            let path = path.display().to_string();
+            move |err: io::Error| io::Error::new(err.kind(), format!("cannot look at {path}: {err}"))
+        };
+        let node = node().map_err(naming(Path::new(NODE)))?;
+        let pids: HashSet<u32> = cgroup::processes(cgroup).map_err(naming(cgroup))?.into_iter().collect();
+        // What cannot be looked at here is told when the scan itself comes to it.
+        let inodes = pids.iter().filter_map(|pid| fs::metadata(format!("/proc/{pid}/ns/net")).ok());
+        let namespaces = inodes.map(|meta| meta.ino()).filter(|inode| *inode != node).collect();
+        Ok(Self { pids, namespaces })
+    }
+}
+
+fn node() -> io::Result<u64> {
+    let (comm, namespace) = KERNEL_THREAD;
+    let node = match fs::metadata(NODE) {
+        Err(err)
+            if err.kind() == io::ErrorKind::PermissionDenied
+                && fs::read_to_string(comm).is_ok_and(|name| name == "kthreadd\n") =>
+        {
+            fs::metadata(namespace).map_err(|_| err)
+        }
+        other => other,
+    };
+    node.map(|meta| meta.ino())
+}
+
+/// Where namespaces are, and of which process.
+fn candidates() -> impl Iterator<Item = (Option<u32>, PathBuf)> {
+    let of_processes = fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|entry| {
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        Some((Some(pid), entry.path().join("ns/net")))
+    });
+    let named = fs::read_dir(NAMED).into_iter().flatten().flatten().map(|entry| (None, entry.path()));
     of_processes.chain(named)
 }
 

@@ -9,19 +9,11 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
+pub use crate::namespaces::What;
 use crate::namespaces::{Part, Summary, look};
 
 /// Parts that may wait for their reader; the scan waits when there are more.
 pub(crate) const QUEUE: usize = 4;
-
-/// What is looked at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum What {
-    /// Addresses.
-    Addresses,
-    /// Addresses, and the sockets of the watched processes' namespaces.
-    Sockets,
-}
 
 /// What a scan yields: any number of parts, then the end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,13 +80,12 @@ impl Drop for Running {
 pub fn start(cgroup: PathBuf, what: What) -> Result<Running, ScanError> {
     let (send, found) = mpsc::channel(QUEUE);
     let scan = move || {
-        let cgroup = (what == What::Sockets).then_some(cgroup.as_path());
         let hand_on = |part| match send.blocking_send(Ok(Found::Part(part))) {
             Ok(()) => ControlFlow::Continue(()),
             // Nobody wants it any more.
             Err(_) => ControlFlow::Break(()),
         };
-        let end = look(cgroup, hand_on).map(Found::End).map_err(ScanError::Look);
+        let end = look(&cgroup, what, hand_on).map(Found::End).map_err(ScanError::Look);
         drop(send.blocking_send(end));
     };
     // The thread needs no one to join it: it ends with the scan, and when nobody takes the next part.

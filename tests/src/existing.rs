@@ -140,7 +140,7 @@ pub fn keep(listen: Option<u16>, each: usize, addresses: &[SocketAddr]) -> Resul
 /// # Errors
 /// When it cannot be told where to look.
 pub fn look(cgroup: &Path) -> Result<()> {
-    let summary = namespaces::look(Some(cgroup), |_| ControlFlow::Continue(()))?;
+    let summary = namespaces::look(cgroup, What::Sockets, |_| ControlFlow::Continue(()))?;
     println!("{} {}", summary.sockets, summary.failed);
     Ok(())
 }

@@ -285,7 +285,7 @@ fn the_scanner_needs_two_capabilities_and_keeps_no_more() -> Result<()> {
     // One pod for each way of being out of reach: of root, with all rights, and of somebody else.
     for (name, uid) in [("root", 0), ("user", 1000)] {
         let pod = bed.add_pod(name)?;
-        pod.spawn(&Cmd::new(TESTBED).args(["keep", "--listen", "80"]).uid(uid))?;
+        serve(&pod, 80)?;
         keep(&pod, uid, &[at(pod.v4(), 80)])?;
     }
     let (socket, cgroup, sidescope) = (socket_in(&folder), bed.pods_cgroup(), sidescope()?);
