@@ -1,14 +1,13 @@
 //! Asks the kernel for the TCP sockets of the network namespace that this thread is in. Takes no rights.
+//!
+//! For every list the kernel walks through the connections of the whole machine, whatever the namespace: that is nearly all the time
+//! that a scan takes. So it is asked in the older of its two forms, which gives IPv4 and IPv6 in one walk.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
-use netlink_packet_core::{
-    NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload,
-};
-use netlink_packet_sock_diag::SockDiagMessage;
-use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP, SOCK_DIAG_BY_FAMILY};
-use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkBuffer};
+use netlink_packet_sock_diag::inet::StateFlags;
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, setsockopt, socket, sockopt,
@@ -31,6 +30,15 @@ const NOOP: u16 = 1;
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
 const OVERRUN: u16 = 4;
+/// TCPDIAG_GETSOCK: TCP sockets of both families.
+const TCP_SOCKETS: u16 = 18;
+
+/// Length of the request, struct inet_diag_req, behind its header.
+const REQUEST: usize = 60;
+/// Length of a netlink header.
+const NETLINK_HEADER_LEN: usize = 16;
+/// Where in it the states are.
+const STATES: usize = NETLINK_HEADER_LEN + 52;
 
 /// Why there is no list.
 #[derive(Debug, thiserror::Error)]
@@ -74,25 +82,22 @@ pub fn outgoing_sockets() -> Result<Outgoing, DiagError> {
     netlink.listeners(&mut listeners)?;
     let mut found: Vec<((std::net::IpAddr, u16), Socket)> = Vec::new();
     let mut beyond = 0;
-    for family in [AF_INET, AF_INET6] {
-        let (before, beyond_before) = (found.len(), beyond);
-        netlink.dump(family, State::all(), |event| match event {
-            Dump::Again => {
-                found.truncate(before);
-                beyond = beyond_before;
-            }
-            Dump::Entry(Entry::Connected { local, socket }) => {
-                if let Some(socket) = outgoing(local, socket, &listeners) {
-                    if found.len() < MAX_SOCKETS {
-                        found.push((local, socket));
-                    } else {
-                        beyond += 1;
-                    }
+    netlink.dump(State::all(), |event| match event {
+        Dump::Again => {
+            found.clear();
+            beyond = 0;
+        }
+        Dump::Entry(Entry::Connected { local, socket }) => {
+            if let Some(socket) = outgoing(local, socket, &listeners) {
+                if found.len() < MAX_SOCKETS {
+                    found.push((local, socket));
+                } else {
+                    beyond += 1;
                 }
             }
-            Dump::Entry(_) => {}
-        })?;
-    }
+        }
+        Dump::Entry(_) => {}
+    })?;
     if !found.is_empty() {
         // Who began to listen after the first list may have accepted before the second.
         netlink.listeners(&mut listeners)?;
@@ -131,24 +136,17 @@ impl Netlink {
 
     fn listeners(&mut self, listeners: &mut Listeners) -> Result<(), DiagError> {
         let mut all = true;
-        for family in [AF_INET, AF_INET6] {
-            self.dump(family, StateFlags::LISTEN, |event| {
-                if let Dump::Entry(Entry::Listener(listener)) = event {
-                    all &= listeners.add(listener);
-                }
-            })?;
-        }
+        self.dump(StateFlags::LISTEN, |event| {
+            if let Dump::Entry(Entry::Listener(listener)) = event {
+                all &= listeners.add(listener);
+            }
+        })?;
         if all { Ok(()) } else { Err(DiagError::TooManyListeners) }
     }
 
-    fn dump(
-        &mut self,
-        family: u8,
-        states: StateFlags,
-        mut handle: impl FnMut(Dump),
-    ) -> Result<(), DiagError> {
+    fn dump(&mut self, states: StateFlags, mut handle: impl FnMut(Dump)) -> Result<(), DiagError> {
         for _ in 0..ATTEMPTS {
-            self.ask(family, states.clone())?;
+            self.ask(&states)?;
             if self.take_answer(&mut handle)? {
                 return Ok(());
             }
@@ -157,23 +155,16 @@ impl Netlink {
         Err(DiagError::Interrupted)
     }
 
-    fn ask(&mut self, family: u8, states: StateFlags) -> Result<(), DiagError> {
+    fn ask(&mut self, states: &StateFlags) -> Result<(), DiagError> {
         self.sequence += 1;
-        let mut header = NetlinkHeader::default();
-        header.flags = NLM_F_REQUEST | NLM_F_DUMP;
-        header.sequence_number = self.sequence;
-        let request = InetRequest {
-            family,
-            protocol: IPPROTO_TCP,
-            extensions: ExtensionFlags::empty(),
-            states,
-            socket_id: if family == AF_INET { SocketId::new_v4() } else { SocketId::new_v6() },
-        };
-        let payload = NetlinkPayload::InnerMessage(SockDiagMessage::InetRequest(request));
-        let mut message = NetlinkMessage::new(header, payload);
-        message.finalize();
-        let mut bytes = vec![0; message.buffer_len()];
-        message.serialize(&mut bytes);
+        let mut bytes = [0; NETLINK_HEADER_LEN + REQUEST];
+        let len = bytes.len() as u32;
+        let mut message = NetlinkBuffer::new(&mut bytes[..]);
+        message.set_length(len);
+        message.set_message_type(TCP_SOCKETS);
+        message.set_flags(NLM_F_REQUEST | NLM_F_DUMP);
+        message.set_sequence_number(self.sequence);
+        bytes[STATES..STATES + 4].copy_from_slice(&states.bits().to_ne_bytes());
         again(|| send(self.fd.as_raw_fd(), &bytes, MsgFlags::empty()))
             .map(drop)
             .map_err(failed("ask for sockets"))
@@ -195,7 +186,7 @@ impl Netlink {
                 if message.sequence_number() == self.sequence {
                     consistent &= message.flags() & NLM_F_DUMP_INTR == 0;
                     match message.message_type() {
-                        SOCK_DIAG_BY_FAMILY => {
+                        TCP_SOCKETS => {
                             let entry = decode(message.payload()).map_err(|_| DiagError::Malformed)?;
                             handle(Dump::Entry(entry));
                         }
