@@ -9,7 +9,6 @@ use aya::maps::{HashMap, MapData, PerCpuArray, RingBuf};
 use aya::programs::{
     CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, ProgramError, SockOps,
 };
-use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use nix::errno::Errno;
 use sidescope_common::{
@@ -20,7 +19,7 @@ use tokio::io::unix::AsyncFd;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sidescope-ebpf"));
 
 /// Oldest kernel whose hooks have all that the programs call.
-pub const MIN_KERNEL: (u8, u8) = (5, 10);
+pub const MIN_KERNEL: (u16, u16) = (5, 10);
 
 /// What a user can set of the kernel side.
 #[derive(Clone, Debug)]
@@ -134,8 +133,7 @@ impl Probes {
     /// Outside a tokio runtime.
     pub fn attach(cgroup: &File, settings: &Settings) -> Result<Self, ProbeError> {
         let kernel = kernel_release();
-        let (major, minor) = MIN_KERNEL;
-        if KernelVersion::current().is_ok_and(|running| running < KernelVersion::new(major, minor, 0)) {
+        if version_of(&kernel).is_some_and(|running| running < MIN_KERNEL) {
             return Err(ProbeError::KernelTooOld { found: kernel });
         }
         let mut bpf = EbpfLoader::new()
@@ -308,6 +306,12 @@ fn refused<E: std::error::Error + 'static>(
     otherwise(err)
 }
 
+/// Major and minor version of a kernel release. Not aya's, which on some distributions reads another text than `uname -r` shows.
+fn version_of(release: &str) -> Option<(u16, u16)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
 fn kernel_release() -> String {
     nix::sys::utsname::uname()
         .map_or_else(|_| "unknown".to_owned(), |uname| uname.release().to_string_lossy().into_owned())
@@ -345,6 +349,19 @@ fn read<T: Record>(record: &[u8]) -> Result<(T, &[u8]), Malformed> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_version_is_what_a_release_begins_with() {
+        for (release, version) in [
+            ("5.10.0-30-amd64", Some((5, 10))),
+            ("6.18.44", Some((6, 18))),
+            ("6.1-rc3", Some((6, 1))),
+            ("6", None),
+            ("unknown", None),
+        ] {
+            assert_eq!(version_of(release), version, "{release}");
+        }
+    }
 
     #[test]
     fn records_that_are_cut_short_or_of_an_unknown_kind_are_malformed() {

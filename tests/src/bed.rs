@@ -3,7 +3,7 @@
 //! Everything goes through the node's routing, pod to pod too (pods have /32 and /128 addresses), so that an answer passes the
 //! node again and its address translation is undone, whether the machine has `br_netfilter` or not.
 //!
-//! What is made is made under the lock of [`State`], and whoever ends the bed takes that lock and keeps it: nothing can come
+//! What is made is made under the lock of `State`, and whoever ends the bed takes that lock and keeps it: nothing can come
 //! into being behind the back of the clean-up, not even when a signal asks for it half-way through.
 
 mod address;

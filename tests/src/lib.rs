@@ -8,6 +8,7 @@ pub mod bed;
 pub mod bookinfo;
 pub mod cmd;
 pub mod demo;
+pub mod dial;
 pub mod existing;
 pub mod inventory;
 pub mod tcp;

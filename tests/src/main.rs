@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use sidescope_tests::bookinfo::{self, Load, Name, app::Role};
 use sidescope_tests::demo::{self, Calls};
+use sidescope_tests::dial::{self, How};
 use sidescope_tests::{Bed, Cmd, bed, existing, tcp};
 
 #[derive(Parser)]
@@ -102,6 +103,9 @@ enum Command {
     /// Look into the network namespaces with the rights at hand, and print what came of it
     #[command(hide = true)]
     Look { cgroup: PathBuf },
+    /// Open a connection in one of many ways, and print what came of it
+    #[command(hide = true)]
+    Dial { how: How, address: SocketAddr },
     /// A bed with one pod until a signal comes (for the test of what is left when its owner is killed)
     #[command(hide = true)]
     Hold,
@@ -148,6 +152,7 @@ fn run(command: Command) -> Result<()> {
         }
         Command::Keep { listen, each, addresses } => existing::keep(listen, each, &addresses),
         Command::Look { cgroup } => existing::look(&cgroup),
+        Command::Dial { how, address } => dial::run(how, address),
         Command::Hold => {
             let bed = Bed::new()?;
             let sleeper = bed.add_pod("a")?.spawn(&Cmd::new("sleep").arg("1000"))?;

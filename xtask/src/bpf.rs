@@ -1,7 +1,7 @@
 //! How the kernel programs are compiled, in one place: which compilers can do it, where the linker is, and the call of cargo.
 //!
-//! Belongs to `xtask` and, by path, to `observer/build.rs`, so that what `cargo xtask setup` installs is what the build
-//! looks for. It uses the standard library only: a build script should not wait for other crates.
+//! Belongs to `xtask` and, by way of `bpf_build.rs`, to the build scripts, so that what `cargo xtask setup` installs is what a
+//! build looks for. It uses the standard library only: a build script should not wait for other crates.
 
 use std::{
     env,
@@ -13,9 +13,6 @@ use std::{
 
 /// The variable that forces one [`Compiler`] by its name.
 pub(crate) const COMPILER_VAR: &str = "SIDESCOPE_BPF_TOOLCHAIN";
-
-/// Name of the binary of `observer-ebpf`, and of the object that the observer embeds.
-pub(crate) const OBJECT: &str = "sidescope-ebpf";
 
 /// The compiler of the package `rustc-web`.
 pub(crate) const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
@@ -173,11 +170,11 @@ pub(crate) fn linker() -> Result<PathBuf, Missing> {
     tool("bpf-linker").ok_or(Missing::Linker)
 }
 
-/// One compilation of the kernel programs.
+/// One compilation of a crate of kernel programs.
 pub(crate) struct Compilation<'a> {
     pub(crate) compiler: Compiler,
     pub(crate) linker: &'a Path,
-    /// The folder of `observer-ebpf`.
+    /// The folder of the crate.
     pub(crate) source: &'a Path,
     /// A folder of its own: the cargo that runs us holds the lock of its target folder.
     pub(crate) target_dir: &'a Path,
@@ -212,8 +209,8 @@ impl Compilation<'_> {
         cargo
     }
 
-    /// Where `cargo build` leaves the object.
-    pub(crate) fn object(&self) -> PathBuf {
-        self.target_dir.join(self.target()).join("release").join(OBJECT)
+    /// Where `cargo build` leaves the object of the crate's binary `name`.
+    pub(crate) fn object(&self, name: &str) -> PathBuf {
+        self.target_dir.join(self.target()).join("release").join(name)
     }
 }

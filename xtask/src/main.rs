@@ -88,11 +88,13 @@ fn demo(keep: bool, load: Option<u32>) -> Result<()> {
     build(true)?;
     let mut testbed = root.command("target/release/testbed");
     testbed.args(["demo", "--sidescope", "target/release/sidescope", "--out", "target/demo"]);
+    // Long enough to be watched, and no longer.
+    testbed.args(["--for", "6"]);
     if keep {
         testbed.arg("--keep");
     }
     if let Some(load) = load {
-        testbed.arg(format!("--load={load}"));
+        testbed.arg(format!("--load={load}x"));
     }
     // The demo takes our place: signals then reach it, and nobody returns before it has cleaned up.
     Err(testbed.exec()).context("target/release/testbed")

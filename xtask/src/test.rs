@@ -19,6 +19,11 @@ use crate::{
 
 /// The crates whose tests need no root.
 const UNIT_TESTED: [&str; 6] = ["-p", "sidescope-common", "-p", "sidescope", "-p", "xtask"];
+/// The crates of kernel programs: ours, and those that the tests attach beside them.
+const OURS: &str = "observer-ebpf";
+const KERNEL_CRATES: [&str; 2] = [OURS, "tests/ebpf"];
+/// Name of the binary of [`OURS`].
+const OBJECT: &str = "sidescope-ebpf";
 /// Where the end-to-end tests find the binary to test.
 const BINARY_VAR: &str = "SIDESCOPE_BIN";
 
@@ -63,7 +68,9 @@ fn all_steps(steps: &mut Steps) -> Result<()> {
 fn static_checks(steps: &mut Steps, parts: &Parts) -> Result<()> {
     steps.step("formatting", || {
         command::run(&mut cargo(["fmt", "--all", "--check"]))?;
-        command::run(&mut cargo(["fmt", "--manifest-path=observer-ebpf/Cargo.toml", "--check"]))
+        KERNEL_CRATES.iter().try_for_each(|folder| {
+            command::run(&mut cargo(["fmt", &format!("--manifest-path={folder}/Cargo.toml"), "--check"]))
+        })
     })?;
     steps.step("tidy", tidy::run)?;
     steps.step("clippy", || {
@@ -78,8 +85,10 @@ fn static_checks(steps: &mut Steps, parts: &Parts) -> Result<()> {
         ]))
     })?;
     steps.step("clippy on the kernel programs", || {
-        kernel_programs(parts.compiler, parts, "clippy", |clippy, _| {
-            command::run(clippy.args(["--quiet", "--", "-D", "warnings"]))
+        KERNEL_CRATES.iter().try_for_each(|folder| {
+            kernel_programs(folder, parts.compiler, parts, "clippy", |clippy, _| {
+                command::run(clippy.args(["--quiet", "--", "-D", "warnings"]))
+            })
         })
     })
 }
@@ -99,7 +108,7 @@ fn dependencies() -> Result<()> {
     } else {
         println!("    the database of advisories cannot be reached: advisories are not checked");
     }
-    for manifest in ["Cargo.toml", "observer-ebpf/Cargo.toml"] {
+    for manifest in ["Cargo.toml", "observer-ebpf/Cargo.toml", "tests/ebpf/Cargo.toml"] {
         // The check below is offline and wants the crates of all platforms.
         command::run(&mut cargo(["fetch", "--quiet", "--locked", "--manifest-path", manifest]))?;
         let mut check = Command::new(&deny);
@@ -115,9 +124,9 @@ fn both_ways(parts: &Parts) -> Result<()> {
     let ways = [Some(parts.compiler), other.filter(|other| *other != parts.compiler)];
     let mut built = Vec::new();
     for compiler in ways.into_iter().flatten() {
-        kernel_programs(compiler, parts, "build", |build, compilation| {
+        kernel_programs(OURS, compiler, parts, "build", |build, compilation| {
             command::run(build.arg("--quiet").stdin(Stdio::null()))?;
-            let entries = kernel_object::entries(&compilation.object())?;
+            let entries = kernel_object::entries(&compilation.object(OBJECT))?;
             println!("    {compiler:?}: {} programs and maps", entries.len());
             built.push(entries);
             Ok(())
@@ -132,8 +141,9 @@ fn both_ways(parts: &Parts) -> Result<()> {
     }
 }
 
-/// Prepares `cargo SUBCOMMAND` over the kernel programs and hands it to `run`.
+/// Prepares `cargo SUBCOMMAND` over a crate of kernel programs and hands it to `run`.
 fn kernel_programs(
+    folder: &str,
     compiler: Compiler,
     parts: &Parts,
     subcommand: &str,
@@ -143,8 +153,8 @@ fn kernel_programs(
     let compilation = Compilation {
         compiler,
         linker: &parts.linker,
-        source: &root.join("observer-ebpf"),
-        target_dir: &root.join("target/ebpf").join(format!("{compiler:?}")),
+        source: &root.join(folder),
+        target_dir: &root.join("target/ebpf").join(folder).join(format!("{compiler:?}")),
         arch: env::consts::ARCH,
         big_endian: cfg!(target_endian = "big"),
     };

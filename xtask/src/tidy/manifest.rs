@@ -10,6 +10,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("sidescope-ebpf", &["sidescope-common"]),
     ("sidescope", &["sidescope-common"]),
     ("sidescope-tests", &["sidescope", "sidescope-common"]),
+    ("sidescope-test-peers", &[]),
     ("xtask", &[]),
 ];
 

@@ -9,7 +9,7 @@ fn broken(file: &str, text: &str) -> Vec<(usize, Rule)> {
 
 #[test]
 fn a_module_may_use_its_own_layer_and_those_below() {
-    let text = "use crate::model::Graph;\nuse crate::render::yaml;\nfn f() { crate::hosts::parse() }\n";
+    let text = "use crate::model::Graph;\nuse crate::render::yaml;\nfn f() { crate::heads::parse() }\n";
     assert_eq!(broken("observer/src/plan.rs", text), []);
     assert_eq!(broken("observer/src/main.rs", "use sidescope::cli;\nfn main() {}\n"), []);
 }
