@@ -32,6 +32,8 @@ pub struct Flow {
     pub connects: u64,
     /// A request was seen whose host could not be read.
     pub host_unknown: bool,
+    /// No connect was seen, but a connection that was open since before the watch.
+    pub existing: bool,
 }
 
 /// Makes the graph. The order of `flows` does not matter, nor how the connections of a workload are spread over them.
@@ -128,6 +130,7 @@ impl Collected {
         for ((host, namespace, port), mut port_use) in said {
             port_use.connects = flow.connects;
             port_use.host_unknown = flow.host_unknown;
+            port_use.existing = flow.existing;
             let key = (host.clone(), namespace.clone());
             let ports = self.dependencies.entry(key).or_default();
             match ports.get_mut(&port) {
@@ -238,6 +241,7 @@ fn entry<'s, 'm>(said: &'s mut Said<'m>, target: &Target<'m>, protocol: PortProt
         address_only: false,
         connects: 0,
         host_unknown: false,
+        existing: false,
         unknown_hosts: BTreeSet::new(),
     });
     port_use.protocol = joined(port_use.protocol, protocol);
@@ -255,6 +259,7 @@ fn merge(known: &mut PortUse, more: PortUse) {
     known.address_only |= more.address_only;
     known.connects = known.connects.saturating_add(more.connects);
     known.host_unknown |= more.host_unknown;
+    known.existing |= more.existing;
     known.unknown_hosts.extend(more.unknown_hosts);
 }
 

@@ -1,6 +1,6 @@
 //! Finds the cgroup that the programs are attached to.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -72,8 +72,8 @@ pub fn open(path: Option<&Path>) -> Result<Cgroup, CgroupError> {
 }
 
 /// The id of the cgroup that a process is in, as the kernel programs see it; `None` if the process or the cgroup is gone.
-pub(crate) fn id_of(pid: i32, root: &Path) -> Option<u64> {
-    let cgroups = Process::new(pid).ok()?.cgroups().ok()?;
+pub(crate) fn id_of(pid: u32, root: &Path) -> Option<u64> {
+    let cgroups = Process::new(i32::try_from(pid).ok()?).ok()?.cgroups().ok()?;
     let own = cgroups.into_iter().find(|cgroup| cgroup.hierarchy == 0)?;
     // The kernel numbers cgroups by the inodes of their directories.
     Some(std::fs::metadata(root.join(own.pathname.trim_start_matches('/'))).ok()?.ino())
@@ -87,4 +87,26 @@ pub(crate) fn cgroup2_root() -> Result<PathBuf, CgroupError> {
         .find(|mount| mount.fs_type == "cgroup2")
         .map(|mount| mount.mount_point)
         .ok_or(CgroupError::NoCgroup2)
+}
+
+/// The processes in `path` and the cgroups below it. Cgroups that go away meanwhile are left out.
+///
+/// # Errors
+/// When `path` itself cannot be read.
+pub fn processes(path: &Path) -> io::Result<Vec<u32>> {
+    let mut pids = Vec::new();
+    let mut below = vec![path.to_owned()];
+    while let Some(dir) = below.pop() {
+        let entries = match fs::read_dir(&dir) {
+            Err(err) if dir == path => return Err(err),
+            Err(_) => continue,
+            Ok(entries) => entries,
+        };
+        // A threaded cgroup does not tell; its domain above does.
+        let procs = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+        pids.extend(procs.lines().filter_map(|line| line.parse::<u32>().ok()));
+        let dirs = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        below.extend(dirs.map(|entry| entry.path()));
+    }
+    Ok(pids)
 }

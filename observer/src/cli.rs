@@ -22,6 +22,11 @@ pub enum Command {
     /// Needs root, Linux 5.10 or later and a cgroup2 hierarchy. Changes nothing on the machine: when it ends, the kernel
     /// programs are gone.
     Observe(Observe),
+    /// List the addresses and open connections of this machine's pods for an agent that may not enter their network namespaces.
+    ///
+    /// Needs the capabilities SYS_ADMIN and SYS_PTRACE, gives up all others, and in a container the host's process namespace
+    /// (hostPID). Ends on SIGTERM or SIGINT and removes its socket.
+    Scanner(Scanner),
 }
 
 /// Options of `sidescope observe`.
@@ -41,6 +46,18 @@ pub struct Observe {
     #[arg(long, value_enum, default_value_t = Format::Yaml)]
     pub format: Format,
     /// Cgroup (of a cgroup2 hierarchy) whose processes to watch; without it the kubelet's kubepods or kubepods.slice, else all
+    #[arg(long, value_name = "PATH")]
+    pub cgroup: Option<PathBuf>,
+}
+
+/// Options of `sidescope scanner`.
+#[derive(Debug, Args)]
+pub struct Scanner {
+    /// Unix socket to listen at; only its owner may connect
+    #[arg(long, value_name = "PATH")]
+    pub socket: PathBuf,
+    /// Cgroup (of a cgroup2 hierarchy) whose processes' connections to list; without it the kubelet's kubepods or
+    /// kubepods.slice, else all
     #[arg(long, value_name = "PATH")]
     pub cgroup: Option<PathBuf>,
 }

@@ -1,5 +1,7 @@
-//! Gathers what the kernel reports: edges, their hosts, and what was lost. Pure; bounded by the size of the kernel's edge set.
+//! Gathers what the kernel reports: edges, their hosts, and what was lost. Pure; bounded by the size of the kernel's edge set
+//! and by [`MAX_EXISTING`].
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -8,12 +10,16 @@ use sidescope_common::{Addr, DnsEvent, EdgeEvent, EdgeKey, EdgeState, HeadEvent,
 use crate::answers::Answers;
 use crate::heads::{Heads, Outcome, Unreadable};
 use crate::model::names::Host;
+use crate::older::{Older, Told};
+use crate::sockets::Socket;
 
 /// Most hosts that are kept of one edge. More than that is a proxy or a scanner: the edge counts as incomplete.
 pub const MAX_HOSTS_PER_EDGE: usize = 256;
 
 /// Most DNS names that are kept of one edge; more of them tell nothing about which was meant.
 const MAX_NAMES_PER_EDGE: usize = 8;
+/// Most edges that are known only from connections that were open before, as many as the kernel's own set holds.
+pub const MAX_EXISTING: usize = sidescope_common::DEFAULT_EDGES as usize;
 
 /// What is known of one edge.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,6 +34,9 @@ pub struct Observed {
     pub names: BTreeSet<Host>,
     /// Time of the last connect that was looked up in DNS answers; nanoseconds of CLOCK_MONOTONIC.
     looked_up: u64,
+    /// A connection of it was open when the sockets were last listed and it was among them. Without a connect this connection is
+    /// older than the watch.
+    pub existing: bool,
 }
 
 /// What user space could not make use of, by cause.
@@ -41,6 +50,8 @@ pub enum Loss {
     MalformedRecord,
     /// DNS answers that could not be read, or not be kept.
     DnsAnswer,
+    /// A connection that was open before, beyond [`MAX_EXISTING`] or beyond what is listed of one namespace.
+    TooManyExisting,
 }
 
 impl Loss {
@@ -55,6 +66,7 @@ impl Loss {
             Self::TooManyHosts => "tooManyHosts",
             Self::MalformedRecord => "malformedRecord",
             Self::DnsAnswer => "dnsAnswer",
+            Self::TooManyExisting => "tooManyExisting",
         }
     }
 }
@@ -65,8 +77,10 @@ pub struct Collector {
     edges: HashMap<EdgeKey, Observed>,
     heads: Heads,
     answers: Answers,
+    older: Older,
     losses: BTreeMap<Loss, u64>,
     hosts: usize,
+    existing: usize,
 }
 
 impl Collector {
@@ -85,14 +99,18 @@ impl Collector {
     /// A piece of a request head.
     pub fn head(&mut self, event: &HeadEvent, piece: &[u8]) {
         let mut evicted = None;
-        let outcome = self.heads.feed(event, piece, |key| evicted = Some(key));
-        if let Some(key) = evicted {
-            self.unknown_host(key, Loss::Head(Unreadable::Crowded));
+        let outcome = self.heads.feed(event, piece, |socket, key| evicted = Some((socket, key)));
+        if let Some((socket, key)) = evicted {
+            self.count(Loss::Head(Unreadable::Crowded));
+            self.told(socket, key, None);
         }
         match outcome {
-            Outcome::Host(host) => self.host(event.key, host),
+            Outcome::Host(host) => self.told(event.socket, event.key, Some(host)),
             Outcome::NoName | Outcome::Waiting => {}
-            Outcome::Unreadable(why) => self.unknown_host(event.key, Loss::Head(why)),
+            Outcome::Unreadable(why) => {
+                self.count(Loss::Head(why));
+                self.told(event.socket, event.key, None);
+            }
         }
     }
 
@@ -113,10 +131,36 @@ impl Collector {
         }
     }
 
+    /// A connection that is open now, from the list of sockets. It is no connect; it keeps its edge alive, and makes one if it is
+    /// older than the watch.
+    pub fn existing(&mut self, netns: u64, socket: &Socket) {
+        let key =
+            EdgeKey { netns, addr: mapped(socket.address), uid: socket.uid, port: socket.port, reserved: 0 };
+        match self.edges.entry(key) {
+            Entry::Occupied(mut known) => known.get_mut().existing = true,
+            Entry::Vacant(_) if self.existing >= MAX_EXISTING => return self.count(Loss::TooManyExisting),
+            Entry::Vacant(new) => {
+                self.existing += 1;
+                new.insert(Observed { existing: true, ..Observed::default() });
+            }
+        }
+        for told in self.older.listed(socket.cookie, key) {
+            self.told_of(key, told);
+        }
+    }
+
+    /// Connections that were open and could not be listed.
+    pub fn unlisted(&mut self, count: u64) {
+        if count > 0 {
+            *self.losses.entry(Loss::TooManyExisting).or_default() += count;
+        }
+    }
+
     /// No more pieces will come: heads that still wait for one count as unknown.
     pub fn finish(&mut self) {
-        for key in self.heads.give_up() {
-            self.unknown_host(key, Loss::Head(Unreadable::MissingPiece));
+        for (socket, key) in self.heads.give_up() {
+            self.count(Loss::Head(Unreadable::MissingPiece));
+            self.told(socket, key, None);
         }
     }
 
@@ -140,17 +184,33 @@ impl Collector {
         losses
     }
 
-    fn host(&mut self, key: EdgeKey, host: Host) {
-        let observed = self.edges.entry(key).or_default();
-        if observed.hosts.len() >= MAX_HOSTS_PER_EDGE && !observed.hosts.contains(&host) {
-            return self.unknown_host(key, Loss::TooManyHosts);
+    /// What a request on a socket told. The key of a socket that is older than the programs is zero.
+    fn told(&mut self, socket: u64, key: EdgeKey, told: Told) {
+        if key.netns != 0 {
+            return self.told_of(key, told);
         }
-        self.hosts += usize::from(observed.hosts.insert(host));
+        match self.older.edge(socket) {
+            Some(key) => self.told_of(key, told),
+            None => {
+                if !self.older.keep(socket, told) {
+                    self.count(Loss::TooManyExisting);
+                }
+            }
+        }
     }
 
-    fn unknown_host(&mut self, key: EdgeKey, loss: Loss) {
-        self.edges.entry(key).or_default().host_unknown = true;
-        self.count(loss);
+    fn told_of(&mut self, key: EdgeKey, told: Told) {
+        let observed = self.edges.entry(key).or_default();
+        let Some(host) = told else {
+            observed.host_unknown = true;
+            return;
+        };
+        if observed.hosts.len() < MAX_HOSTS_PER_EDGE {
+            self.hosts += usize::from(observed.hosts.insert(host));
+        } else if !observed.hosts.contains(&host) {
+            observed.host_unknown = true;
+            self.count(Loss::TooManyHosts);
+        }
     }
 
     fn count(&mut self, loss: Loss) {
@@ -171,6 +231,14 @@ fn look_up(answers: &Answers, key: &EdgeKey, observed: &mut Observed, time_ns: u
 /// The address of a key as the rest of the program knows it: v4-mapped ones as IPv4.
 pub fn address(addr: Addr) -> IpAddr {
     IpAddr::V6(Ipv6Addr::from(addr)).to_canonical()
+}
+
+/// The same the other way round.
+fn mapped(address: IpAddr) -> Addr {
+    match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        IpAddr::V6(v6) => v6.octets(),
+    }
 }
 
 #[cfg(test)]
@@ -244,6 +312,39 @@ mod tests {
         assert_eq!(collector.hosts(), MAX_HOSTS_PER_EDGE);
         assert!(collector.edges()[&key(1)].host_unknown);
         assert_eq!(collector.losses()[&Loss::TooManyHosts], 10);
+    }
+
+    fn socket(address: &str, port: u16) -> Socket {
+        let state = crate::sockets::State::Established;
+        Socket { uid: 5, address: address.parse().unwrap(), port, cookie: 1, state }
+    }
+
+    #[test]
+    fn a_connection_from_before_makes_an_edge_without_a_connect() {
+        let mut collector = Collector::default();
+        collector.existing(7, &socket("10.0.0.1", 80));
+        collector.existing(7, &socket("10.0.0.1", 80));
+        collector.existing(7, &socket("fd00::1", 80));
+        let addr = "::ffff:10.0.0.1".parse::<Ipv6Addr>().unwrap().octets();
+        let key = EdgeKey { netns: 7, addr, uid: 5, port: 80, reserved: 0 };
+        assert_eq!(collector.edges().len(), 2);
+        assert_eq!(collector.edges()[&key], Observed { existing: true, ..Observed::default() });
+        collector.sweep([(key, state(3, 0))]);
+        assert_eq!(collector.edges()[&key], Observed { existing: true, connects: 3, ..Observed::default() });
+        assert!(collector.losses().is_empty());
+    }
+
+    #[test]
+    fn edges_from_before_are_bounded_and_what_is_beyond_is_counted() {
+        let mut collector = Collector::default();
+        for i in 0..MAX_EXISTING as u32 + 3 {
+            let address = std::net::Ipv4Addr::from(0x0a00_0000 + i).to_string();
+            collector.existing(7, &socket(&address, 80));
+        }
+        collector.unlisted(0);
+        collector.unlisted(4);
+        assert_eq!(collector.edges().len(), MAX_EXISTING);
+        assert_eq!(collector.losses(), BTreeMap::from([(Loss::TooManyExisting, 7)]));
     }
 
     #[test]

@@ -40,6 +40,7 @@ pub(crate) fn flow(source: &str, address: &str, port: u16, hosts: &[&str]) -> Fl
         names: BTreeSet::new(),
         connects: 1,
         host_unknown: false,
+        existing: false,
     }
 }
 

@@ -18,7 +18,9 @@ pub fn request_host(bytes: &[u8]) -> Result<RequestHost, HeadError> {
         Parsed::Partial => {
             // What is there up to the last whole line, ended as a head is: the host may be in it already.
             let end = bytes.iter().rposition(|byte| *byte == b'\n').ok_or(HeadError::Incomplete)? + 1;
-            let mut lines = zeroize::Zeroizing::new(bytes[..end].to_vec());
+            // With room for all: a vector that grows would leave bytes behind that nobody wipes.
+            let mut lines = zeroize::Zeroizing::new(Vec::with_capacity(end + 2));
+            lines.extend_from_slice(&bytes[..end]);
             lines.extend_from_slice(b"\r\n");
             match parse(&lines)? {
                 Parsed::Complete(RequestHost::None) | Parsed::Partial => Err(HeadError::Incomplete),

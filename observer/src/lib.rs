@@ -20,6 +20,7 @@ pub mod mesh_index;
 pub mod model;
 pub mod namespaces;
 pub mod observe;
+pub mod older;
 pub mod output;
 pub mod plan;
 pub mod probes;
@@ -27,6 +28,10 @@ pub mod progress;
 pub mod proxy_protocol;
 pub mod render;
 pub mod report;
+pub mod scan;
+pub mod scanner;
+pub mod sock_diag;
+pub mod sockets;
 pub mod sources;
 pub mod tls;
 

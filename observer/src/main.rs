@@ -4,8 +4,9 @@ use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use sidescope::cli::{Cli, Command};
+use sidescope::cli::{self, Cli, Command};
 use sidescope::observe::{self, Failure};
+use sidescope::{cgroup, scanner};
 use tracing_subscriber::EnvFilter;
 
 /// What the user gave, or the machine, does not allow it.
@@ -23,12 +24,21 @@ async fn main() -> ExitCode {
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .init();
-    let Command::Observe(args) = &cli.command;
-    match observe::run(args).await {
+    let result = match &cli.command {
+        Command::Observe(args) => observe::run(args).await,
+        Command::Scanner(args) => scanner(args).await.map_err(Failure::Setup),
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Setup(err)) => fail(&err, EXIT_SETUP),
         Err(Failure::Run(err)) => fail(&err, EXIT_RUN),
     }
+}
+
+async fn scanner(args: &cli::Scanner) -> anyhow::Result<()> {
+    let cgroup = cgroup::open(args.cgroup.as_deref())?;
+    scanner::run(&args.socket, &cgroup.path).await?;
+    Ok(())
 }
 
 fn fail(err: &anyhow::Error, code: u8) -> ExitCode {

@@ -1,6 +1,6 @@
 //! `sidescope observe`: the whole pipeline in one process, on one machine, over a file of Kubernetes objects.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use sidescope_common::Counter;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::{MissedTickBehavior, interval, sleep};
-use tracing::{info, warn};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tracing::{debug, info, warn};
 
 use crate::attribute::{Flow, attribute};
 use crate::cgroup;
@@ -20,17 +20,24 @@ use crate::input::read_inventory;
 use crate::inventory::Inventory;
 use crate::mesh_index::MeshIndex;
 use crate::model::graph::Graph;
-use crate::namespaces;
+use crate::namespaces::{Part, Summary};
 use crate::output::{self, Results};
 use crate::plan::{Plan, plan};
 use crate::probes::{Event, ProbeError, Probes, Settings};
 use crate::progress::{Progress, Snapshot};
 use crate::render;
 use crate::report::{Style, tree};
+use crate::scan::{Found, ScanError};
 use crate::sources::{Sources, Unattributed};
+
+mod scans;
+
+use scans::Scans;
 
 /// How often the edge set is swept and the network namespaces are looked at again.
 const TICK: Duration = Duration::from_secs(1);
+/// How long the last scan may take before the results are written without it.
+const LAST_SCAN: Duration = Duration::from_secs(5);
 /// Records that are taken before timers and signals get a turn.
 const DRAIN_LIMIT: usize = 4096;
 
@@ -55,14 +62,21 @@ pub async fn run(args: &Observe) -> Result<(), Failure> {
     report_inventory(&inventory);
     let index = MeshIndex::new(&inventory.mesh);
     let cgroup = cgroup::open(args.cgroup.as_deref()).map_err(|err| setup(err.into()))?;
-    let probes = Probes::attach(&cgroup.dir, &Settings::default()).map_err(|err| setup(err.into()))?;
+    let settings = Settings::default();
+    let probes = Probes::attach(&cgroup.dir, &settings).map_err(|err| setup(err.into()))?;
     output::check(&args.out).map_err(|err| setup(err.into()))?;
     info!(cgroup = %cgroup.path.display(), "watching");
 
-    let mut watch =
-        Watch { probes, collector: Collector::default(), sources: Sources::default(), index: &index };
+    let mut watch = Watch {
+        probes,
+        proxy_uids: settings.proxy_uids,
+        scans: Scans::new(cgroup.path, Instant::now()),
+        collector: Collector::default(),
+        sources: Sources::default(),
+        index: &index,
+    };
     watch.until_told(args.duration).await.map_err(Failure::Run)?;
-    let outcome = watch.finish().map_err(Failure::Run)?;
+    let outcome = watch.finish().await.map_err(Failure::Run)?;
     let plan = plan(&outcome.graph, &inventory.mesh);
     write_results(args, &outcome.graph, &plan).map_err(Failure::Run)?;
     print_report(&outcome, &plan).map_err(Failure::Run)
@@ -84,6 +98,8 @@ fn report_inventory(inventory: &Inventory) {
 /// What is needed while watching.
 struct Watch<'m> {
     probes: Probes,
+    proxy_uids: Vec<u32>,
+    scans: Scans,
     collector: Collector,
     sources: Sources,
     index: &'m MeshIndex<'m>,
@@ -115,6 +131,7 @@ impl Watch<'_> {
                     self.look_at_set()?;
                     progress.show(|| self.snapshot(started.elapsed()))?;
                 }
+                found = self.scans.next() => self.take(found)?,
                 readable = self.probes.readable() => {
                     readable?;
                     while self.drain() == DRAIN_LIMIT {
@@ -136,43 +153,66 @@ impl Watch<'_> {
         })
     }
 
-    /// Edges whose event was lost, counts, and the addresses of namespaces that are not known yet.
+    /// Edges whose event was lost, counts, and what is not known yet of the namespaces.
     fn look_at_set(&mut self) -> Result<(), ProbeError> {
         self.collector.sweep(self.probes.edges()?);
         let all_known = self.collector.edges().keys().all(|key| self.sources.knows(key.netns));
-        if !all_known || self.sources.is_empty() {
-            self.look_at_namespaces()?;
+        self.scan_if_due(!all_known || self.sources.is_empty());
+        Ok(())
+    }
+
+    fn scan_if_due(&mut self, addresses: bool) {
+        if let Err(reason) = self.scans.start_if_due(addresses, Instant::now()) {
+            warn!(%reason, "network namespaces could not be looked at");
+        }
+    }
+
+    /// Takes over what a scan found.
+    fn take(&mut self, found: Result<Found, ScanError>) -> Result<(), ProbeError> {
+        match found {
+            Ok(Found::Part(Part { netns, addresses, sockets, cgroups })) => {
+                for cgroup in cgroups {
+                    self.sources.add_home(cgroup, netns);
+                }
+                self.sources.add(netns, addresses);
+                for socket in sockets.iter().filter(|socket| !self.proxy_uids.contains(&socket.uid)) {
+                    self.collector.existing(netns, socket);
+                }
+            }
+            Ok(Found::End(summary)) => {
+                self.collector.unlisted(summary.sockets_beyond);
+                report_scan(&summary);
+            }
+            Err(reason) => warn!(%reason, "network namespaces could not be looked at"),
+        }
+        if !self.scans.under_way() {
+            for (source, local) in self.probes.sources()? {
+                self.sources.add(source.netns, [address(local.addr)]);
+            }
+            // Last, because a program may have left its cgroup since it connected.
+            if self.sources.has_homes() {
+                for (netns, cgroup) in self.probes.cgroups()? {
+                    self.sources.add_by_home(netns, cgroup);
+                }
+            }
         }
         Ok(())
     }
 
-    fn look_at_namespaces(&mut self) -> Result<(), ProbeError> {
-        let mut by_cgroup = HashMap::new();
-        match namespaces::scan() {
-            Ok(scan) => {
-                for (netns, addresses) in scan.addresses {
-                    self.sources.add(netns, addresses);
-                }
-                if let Some((count, reason)) = scan.failed {
-                    warn!(count, %reason, "network namespaces could not be entered; their pods are told by the connections' own address");
-                }
-                by_cgroup = scan.by_cgroup;
-            }
-            Err(reason) => warn!(%reason, "network namespaces could not be looked at"),
-        }
-        for (source, local) in self.probes.sources()? {
-            self.sources.add(source.netns, [address(local.addr)]);
-        }
-        if by_cgroup.is_empty() {
-            return Ok(());
-        }
-        // Last, because a program may have left its cgroup since it connected.
-        for (netns, cgroup) in self.probes.cgroups()? {
-            if let (false, Some(addresses)) = (self.sources.knows(netns), by_cgroup.get(&cgroup)) {
-                self.sources.add(netns, addresses.iter().copied());
-            }
+    /// Takes over all of the scan under way, if there is one.
+    async fn end_scan(&mut self) -> Result<(), ProbeError> {
+        while self.scans.under_way() {
+            let found = self.scans.next().await;
+            self.take(found)?;
         }
         Ok(())
+    }
+
+    /// Ends the scan under way, and looks once more for the addresses of namespaces that came late.
+    async fn last_scan(&mut self) -> Result<(), ProbeError> {
+        self.end_scan().await?;
+        self.scan_if_due(true);
+        self.end_scan().await
     }
 
     fn flows(&self) -> (Vec<Flow>, Unattributed) {
@@ -191,10 +231,13 @@ impl Watch<'_> {
         })
     }
 
-    fn finish(&mut self) -> anyhow::Result<Outcome> {
+    async fn finish(&mut self) -> anyhow::Result<Outcome> {
         while self.drain() > 0 {}
         self.collector.sweep(self.probes.edges()?);
-        self.look_at_namespaces()?;
+        match timeout(LAST_SCAN, self.last_scan()).await {
+            Ok(result) => result?,
+            Err(_) => warn!("network namespaces could not be looked at in time"),
+        }
         self.collector.finish();
         let (flows, unattributed) = self.flows();
         let mut graph = attribute(self.index, &flows);
@@ -216,6 +259,19 @@ impl Watch<'_> {
             }
         }
         Ok(losses)
+    }
+}
+
+fn report_scan(summary: &Summary) {
+    let Summary { namespaces, sockets, failed, .. } = summary;
+    debug!(namespaces, sockets, "network namespaces looked at");
+    if let Some(reason) = &summary.first_failure {
+        warn!(
+            failed,
+            %reason,
+            "network namespaces could not be looked at; their pods are told by the connections' own address, and connections \
+             that were open before are missing"
+        );
     }
 }
 

@@ -120,7 +120,9 @@ fn port_lines(port: u16, uses: &[&PortUse], style: Style) -> Vec<Branch> {
             Evidence::Host(host) => format!("Host \"{host}:{port}\""),
         })
         .collect();
-    let learnt = painted(style.detail, &format!("learnt from {}", seen.join(", ")));
+    let since =
+        if uses.iter().any(|port_use| port_use.existing) { ", open since before the start" } else { "" };
+    let learnt = painted(style.detail, &format!("learnt from {}{since}", seen.join(", ")));
     let mut lines = vec![Branch::leaf(format!("{port} {}  {learnt}", protocols.join(" or ")))];
     let unknown: BTreeSet<_> = uses.iter().flat_map(|port_use| &port_use.unknown_hosts).collect();
     for host in unknown {
@@ -196,11 +198,14 @@ fn unresolved(out: &mut String, graph: &Graph, style: Style) {
         push_line(
             out,
             &format!(
-                "{} -> {}  {reason}{named} ({} connection{})",
+                "{} -> {}  {reason}{named} ({})",
                 painted(style.workload, &entry.workload.to_string()),
                 painted(style.warning, &socket.to_string()),
-                entry.connects,
-                if entry.connects == 1 { "" } else { "s" },
+                match entry.connects {
+                    0 => "open since before the start".to_owned(),
+                    1 => "1 connection".to_owned(),
+                    count => format!("{count} connections"),
+                },
             ),
         );
     }

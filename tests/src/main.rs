@@ -10,7 +10,7 @@ use clap::{Parser, Subcommand};
 use sidescope_tests::bookinfo::{self, Load, Name, app::Role};
 use sidescope_tests::demo::{self, Calls};
 use sidescope_tests::dial::{self, How};
-use sidescope_tests::{Bed, Cmd, bed, tcp};
+use sidescope_tests::{Bed, Cmd, bed, existing, tcp};
 
 #[derive(Parser)]
 #[command(about = "Sidescope's test bed: real processes in network namespaces")]
@@ -77,6 +77,32 @@ enum Command {
     /// Connect, and print what is read
     #[command(hide = true)]
     Connect { address: SocketAddr },
+    /// Find connections that are older than the scanner: prints how many were made and found, and the time it took
+    Existing {
+        /// The program `sidescope`
+        #[arg(long)]
+        sidescope: PathBuf,
+        /// How many network namespaces
+        #[arg(long, default_value_t = 200)]
+        namespaces: usize,
+        /// How many connections in all
+        #[arg(long, default_value_t = 10_000)]
+        sockets: usize,
+    },
+    /// Open connections, say so, and keep them and all that it accepts until the process is killed
+    #[command(hide = true)]
+    Keep {
+        /// A port to listen on
+        #[arg(long)]
+        listen: Option<u16>,
+        /// How many connections to each address
+        #[arg(long, default_value_t = 1)]
+        each: usize,
+        addresses: Vec<SocketAddr>,
+    },
+    /// Look into the network namespaces with the rights at hand, and print what came of it
+    #[command(hide = true)]
+    Look { cgroup: PathBuf },
     /// Open a connection in one of many ways, and print what came of it
     #[command(hide = true)]
     Dial { how: How, address: SocketAddr },
@@ -118,6 +144,14 @@ fn run(command: Command) -> Result<()> {
         Command::Get { url, resolve } => bookinfo::load::get(&url, resolve),
         Command::Greet { port, text } => tcp::greet(port, &text),
         Command::Connect { address } => tcp::connect(address),
+        Command::Existing { sidescope, namespaces, sockets } => {
+            let testbed = std::env::current_exe().context("cannot find this program")?;
+            let figures = existing::run(&existing::Programs { sidescope, testbed }, namespaces, sockets)?;
+            println!("{}", serde_json::to_string(&figures)?);
+            Ok(())
+        }
+        Command::Keep { listen, each, addresses } => existing::keep(listen, each, &addresses),
+        Command::Look { cgroup } => existing::look(&cgroup),
         Command::Dial { how, address } => dial::run(how, address),
         Command::Hold => {
             let bed = Bed::new()?;

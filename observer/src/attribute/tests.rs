@@ -207,6 +207,7 @@ fn any_flow() -> impl Strategy<Value = Flow> {
         |(source, address, port, hosts, connects, host_unknown)| Flow {
             connects,
             host_unknown,
+            existing: false,
             ..flow(source, address, port, &hosts)
         },
     )

@@ -69,6 +69,9 @@ pub struct PortUse {
     /// A request on this port was seen whose host could not be read: there may be hosts that are not listed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub host_unknown: bool,
+    /// It was learnt, or learnt too, from a connection that was open since before the watch and was not seen to connect.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub existing: bool,
     /// Hosts that requests to an address of the service named and that nothing in the mesh has.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub unknown_hosts: BTreeSet<Host>,

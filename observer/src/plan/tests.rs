@@ -88,6 +88,7 @@ fn evidence_counts_as_the_proxy_routes() {
             address_only,
             connects: 1,
             host_unknown: false,
+            existing: false,
             unknown_hosts: BTreeSet::new(),
         };
         let graph = Graph {

@@ -12,6 +12,12 @@ fn report(style: Style) -> String {
     let mut unread = flow("default/Deployment/ratings-v1", "10.96.0.2", 9080, &["gone.test"]);
     unread.host_unknown = true;
     flows.push(unread);
+    let old = |address, port| {
+        let mut flow = flow("default/Deployment/mongodb-v1", address, port, &[]);
+        (flow.existing, flow.connects) = (true, 0);
+        flow
+    };
+    flows.extend([old("10.96.0.3", 9080), old("198.51.100.2", 443)]);
     let graph = attribute(&MeshIndex::new(&mesh), &flows);
     tree(&graph, &plan(&graph, &mesh), style)
 }
@@ -24,7 +30,8 @@ fn the_report_says_who_calls_whom_how_it_was_learnt_and_what_it_saves() {
 default/details  (Deployment details-v1)
 └─ calls nothing that was seen
 default/mongodb  (Deployment mongodb-v1)
-└─ calls nothing that was seen
+└─ reviews.default.svc.cluster.local
+   └─ 9080 HTTP  learnt from address 10.96.0.3, open since before the start
 default/productpage  (Deployment productpage-v1)
 ├─ details.default.svc.cluster.local
 │  └─ 9080 HTTP  learnt from address 10.96.0.2, Host "details:9080"
@@ -43,15 +50,16 @@ default/reviews  (Deployment reviews-v1, Deployment reviews-v2, Deployment revie
 └─ default/Deployment/details-v1 at its pod's address 10.0.0.2:9080: passes by the Sidecar
 
 Services in scope
+default/mongodb      5 -> 1
 default/productpage  5 -> 2
 default/ratings      5 -> 2
 default/reviews      5 -> 1
 
 Without a Sidecar
 default/details  no Sidecar: nothing observed that it calls (what happens to such a workload is policy)
-default/mongodb  no Sidecar: nothing observed that it calls (what happens to such a workload is policy)
 
 Not attributed
+default/Deployment/mongodb-v1 -> 198.51.100.2:443  no object of the inventory has this address (open since before the start)
 default/Deployment/reviews-v1 -> 198.51.100.1:443  no object of the inventory has this address; it named "gone.test", which nothing in the mesh has (1 connection)
 "#
     );

@@ -27,10 +27,12 @@ const MODULES: &[(&str, Layer)] = &[
     ("http1", Layer::Pure),
     ("inventory", Layer::Pure),
     ("mesh_index", Layer::Pure),
+    ("older", Layer::Pure),
     ("plan", Layer::Pure),
     ("proxy_protocol", Layer::Pure),
     ("render", Layer::Pure),
     ("report", Layer::Pure),
+    ("sockets", Layer::Pure),
     ("sources", Layer::Pure),
     ("tls", Layer::Pure),
     //
@@ -40,6 +42,9 @@ const MODULES: &[(&str, Layer)] = &[
     ("output", Layer::Io),
     ("probes", Layer::Io),
     ("progress", Layer::Io),
+    ("scan", Layer::Io),
+    ("scanner", Layer::Io),
+    ("sock_diag", Layer::Io),
     //
     ("cli", Layer::Wiring),
     ("observe", Layer::Wiring),
