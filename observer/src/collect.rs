@@ -33,7 +33,7 @@ pub struct Observed {
     /// Names by which a DNS server had told the namespace this address when it was connected to.
     pub names: BTreeSet<Host>,
     /// Time of the last connect that was looked up in DNS answers; nanoseconds of CLOCK_MONOTONIC.
-    looked_up: u64,
+    pub looked_up: u64,
     /// A connection of it was open when the sockets were last listed and it was among them. Without a connect this connection is
     /// older than the watch.
     pub existing: bool,
@@ -330,8 +330,25 @@ mod tests {
         assert_eq!(collector.edges().len(), 2);
         assert_eq!(collector.edges()[&key], Observed { existing: true, ..Observed::default() });
         collector.sweep([(key, state(3, 0))]);
-        assert_eq!(collector.edges()[&key], Observed { existing: true, connects: 3, ..Observed::default() });
+        let observed = &collector.edges()[&key];
+        assert_eq!((observed.existing, observed.connects), (true, 3));
         assert!(collector.losses().is_empty());
+    }
+
+    #[test]
+    fn a_request_on_an_older_connection_finds_its_edge_whether_the_socket_is_listed_before_or_after() {
+        let older = EdgeKey { netns: 0, addr: [0; 16], uid: 0, port: 0, reserved: 0 };
+        let request = |host: &str| format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n");
+        let mut collector = Collector::default();
+        collector.head(&HeadEvent { key: older, ..head(0, 1) }, request("before").as_bytes());
+        assert!(collector.edges().is_empty(), "an edge without a source");
+        collector.existing(7, &socket("10.0.0.1", 80));
+        collector.head(&HeadEvent { key: older, ..head(0, 1) }, request("after").as_bytes());
+        let unknown = HeadEvent { key: older, format: head_format::UNKNOWN, ..head(0, 1) };
+        collector.head(&unknown, b"");
+        let observed: Vec<_> = collector.edges().values().collect();
+        let hosts: Vec<_> = observed[0].hosts.iter().map(Host::as_str).collect();
+        assert_eq!((observed.len(), hosts, observed[0].host_unknown), (1, vec!["after", "before"], true));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! `sidescope observe`: the whole pipeline in one process, on one machine, over a file of Kubernetes objects.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write as _;
 use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use sidescope_common::Counter;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tracing::{debug, info, warn};
 
@@ -23,7 +23,7 @@ use crate::model::graph::Graph;
 use crate::namespaces::{Part, Summary};
 use crate::output::{self, Results};
 use crate::plan::{Plan, plan};
-use crate::probes::{Event, ProbeError, Probes, Settings};
+use crate::probes::{Event, Malformed, ProbeError, Probes, Settings};
 use crate::progress::{Progress, Snapshot};
 use crate::render;
 use crate::report::{Style, tree};
@@ -62,6 +62,8 @@ pub async fn run(args: &Observe) -> Result<(), Failure> {
     report_inventory(&inventory);
     let index = MeshIndex::new(&inventory.mesh);
     let cgroup = cgroup::open(args.cgroup.as_deref()).map_err(|err| setup(err.into()))?;
+    // Before anybody is told that they may signal.
+    let mut stop = Stop::new().map_err(Failure::Setup)?;
     let settings = Settings::default();
     let probes = Probes::attach(&cgroup.dir, &settings).map_err(|err| setup(err.into()))?;
     output::check(&args.out).map_err(|err| setup(err.into()))?;
@@ -73,13 +75,37 @@ pub async fn run(args: &Observe) -> Result<(), Failure> {
         scans: Scans::new(cgroup.path, Instant::now()),
         collector: Collector::default(),
         sources: Sources::default(),
+        looked_for: HashSet::new(),
         index: &index,
     };
-    watch.until_told(args.duration).await.map_err(Failure::Run)?;
+    watch.until_told(&mut stop, args.duration).await.map_err(Failure::Run)?;
     let outcome = watch.finish().await.map_err(Failure::Run)?;
     let plan = plan(&outcome.graph, &inventory.mesh);
-    write_results(args, &outcome.graph, &plan).map_err(Failure::Run)?;
-    print_report(&outcome, &plan).map_err(Failure::Run)
+    let written = write_results(args, &outcome.graph, &plan);
+    // What was learnt in hours is shown even where it cannot be written.
+    print_report(&outcome, &plan).map_err(Failure::Run)?;
+    written.map_err(Failure::Run)
+}
+
+/// The signals that end the watch.
+struct Stop {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Stop {
+    fn new() -> anyhow::Result<Self> {
+        let terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+        let interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+        Ok(Self { terminate, interrupt })
+    }
+
+    async fn told(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }
 
 fn report_inventory(inventory: &Inventory) {
@@ -102,6 +128,8 @@ struct Watch<'m> {
     scans: Scans,
     collector: Collector,
     sources: Sources,
+    /// Namespaces whose addresses were asked for; those of an ended one will never be known. Bounded as the edges are.
+    looked_for: HashSet<u64>,
     index: &'m MeshIndex<'m>,
 }
 
@@ -112,9 +140,7 @@ struct Outcome {
 }
 
 impl Watch<'_> {
-    async fn until_told(&mut self, duration: Option<Duration>) -> anyhow::Result<()> {
-        let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
-        let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    async fn until_told(&mut self, stop: &mut Stop, duration: Option<Duration>) -> anyhow::Result<()> {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let started = Instant::now();
@@ -123,41 +149,28 @@ impl Watch<'_> {
         tokio::pin!(end);
         let mut progress = Progress::start();
         loop {
+            let collector = &mut self.collector;
             tokio::select! {
                 () = &mut end => return Ok(()),
-                _ = terminate.recv() => return Ok(()),
-                _ = interrupt.recv() => return Ok(()),
+                () = stop.told() => return Ok(()),
                 _ = tick.tick() => {
                     self.look_at_set()?;
                     progress.show(|| self.snapshot(started.elapsed()))?;
                 }
                 found = self.scans.next() => self.take(found)?,
-                readable = self.probes.readable() => {
-                    readable?;
-                    while self.drain() == DRAIN_LIMIT {
-                        tokio::task::yield_now().await;
-                    }
-                }
+                taken = self.probes.next(DRAIN_LIMIT, |record| collect(collector, record)) => drop(taken?),
             }
         }
-    }
-
-    /// Takes records out of the ring; returns how many.
-    fn drain(&mut self) -> usize {
-        let collector = &mut self.collector;
-        self.probes.drain(DRAIN_LIMIT, |record| match record {
-            Ok(Event::Edge(event)) => collector.edge(&event),
-            Ok(Event::Head(event, bytes)) => collector.head(&event, bytes),
-            Ok(Event::Dns(event, bytes)) => collector.dns(&event, bytes),
-            Err(_) => collector.malformed_record(),
-        })
     }
 
     /// Edges whose event was lost, counts, and what is not known yet of the namespaces.
     fn look_at_set(&mut self) -> Result<(), ProbeError> {
         self.collector.sweep(self.probes.edges()?);
-        let all_known = self.collector.edges().keys().all(|key| self.sources.knows(key.netns));
-        self.scan_if_due(!all_known || self.sources.is_empty());
+        let mut news = self.sources.is_empty();
+        for key in self.collector.edges().keys() {
+            news |= !self.sources.knows(key.netns) && self.looked_for.insert(key.netns);
+        }
+        self.scan_if_due(news);
         Ok(())
     }
 
@@ -232,7 +245,8 @@ impl Watch<'_> {
     }
 
     async fn finish(&mut self) -> anyhow::Result<Outcome> {
-        while self.drain() > 0 {}
+        let collector = &mut self.collector;
+        self.probes.end(|record| collect(collector, record));
         self.collector.sweep(self.probes.edges()?);
         match timeout(LAST_SCAN, self.last_scan()).await {
             Ok(result) => result?,
@@ -243,7 +257,7 @@ impl Watch<'_> {
         let mut graph = attribute(self.index, &flows);
         graph.losses = self.losses()?;
         for (cause, count) in &graph.losses {
-            warn!(%cause, count, "lost; the affected edges are marked in graph.json");
+            warn!(%cause, count, "not all could be seen: graph.json counts it, and marks the edges as far as they are known");
         }
         Ok(Outcome { graph, unattributed })
     }
@@ -259,6 +273,15 @@ impl Watch<'_> {
             }
         }
         Ok(losses)
+    }
+}
+
+fn collect(collector: &mut Collector, record: Result<Event<'_>, Malformed>) {
+    match record {
+        Ok(Event::Edge(event)) => collector.edge(&event),
+        Ok(Event::Head(event, bytes)) => collector.head(&event, bytes),
+        Ok(Event::Dns(event, bytes)) => collector.dns(&event, bytes),
+        Err(Malformed) => collector.malformed_record(),
     }
 }
 

@@ -1,5 +1,5 @@
-//! Writes the results so that at every moment, also after an error or a crash, the output directory holds the whole of either
-//! the earlier results or the new ones.
+//! Writes the results so that after an error the output directory holds the whole of the earlier ones, and that `sidecars/` and
+//! `graph.json` each are whole at every moment, also after a crash.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -8,10 +8,13 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
+use crate::model::graph::Graph;
+use crate::model::sidecar::{MANAGED_BY, Sidecar};
+
 const GRAPH: &str = "graph.json";
 const SIDECARS: &str = "sidecars";
-/// What tells a Sidecar of ours from one that somebody put there.
-const OURS: &str = "app.kubernetes.io/managed-by";
+/// Beginning of the names of directories in which results are prepared.
+const STAGING: &str = ".sidescope-";
 
 /// Why nothing was written.
 #[derive(Debug, thiserror::Error)]
@@ -27,8 +30,7 @@ pub enum OutputError {
     },
     /// The directory that would be replaced holds a file that Sidescope did not write.
     #[error(
-        "{path} was not written by Sidescope, and the directory that holds it would be replaced: move it away or choose another \
-         --out"
+        "{path} was not written by Sidescope and would be replaced: move it away or choose another --out"
     )]
     NotOurs {
         /// The file.
@@ -45,14 +47,27 @@ pub struct Results {
     pub sidecars: BTreeMap<PathBuf, String>,
 }
 
-/// Checks that results can be written to `out` later on.
+/// Checks that results can be written to `out` later on, as far as that can be told. Removes what an earlier process that was killed
+/// left half-written.
 ///
 /// # Errors
 /// See [`OutputError`].
 pub fn check(out: &Path) -> Result<(), OutputError> {
-    fs::create_dir_all(out).map_err(|source| OutputError::Write { path: out.to_owned(), source })?;
-    only_ours(&out.join(SIDECARS))?;
-    staging(out).map(drop)
+    fs::create_dir_all(out).map_err(failed(out))?;
+    only_ours(out)?;
+    for entry in fs::read_dir(out).map_err(failed(out))? {
+        let path = entry.map_err(failed(out))?.path();
+        if path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(STAGING.as_bytes())) {
+            fs::remove_dir_all(&path).map_err(failed(&path))?;
+        }
+    }
+    // Not every file system can exchange two directories.
+    let staging = staging(out)?;
+    let (a, b) = (staging.path().join("a"), staging.path().join("b"));
+    for dir in [&a, &b] {
+        fs::create_dir(dir).map_err(failed(dir))?;
+    }
+    exchange(&a, &b).map_err(failed(out))
 }
 
 /// Replaces `graph.json` and `sidecars/` in `out`.
@@ -60,38 +75,43 @@ pub fn check(out: &Path) -> Result<(), OutputError> {
 /// # Errors
 /// See [`OutputError`]; the earlier results are whole then.
 pub fn write(out: &Path, results: &Results) -> Result<(), OutputError> {
-    check(out)?;
+    only_ours(out)?;
     let staging = staging(out)?;
     let staged_sidecars = staging.path().join(SIDECARS);
-    fs::create_dir(&staged_sidecars)
-        .map_err(|source| OutputError::Write { path: staged_sidecars.clone(), source })?;
+    fs::create_dir(&staged_sidecars).map_err(failed(&staged_sidecars))?;
     for (path, text) in &results.sidecars {
         write_file(&staged_sidecars.join(path), text)?;
     }
     let staged_graph = staging.path().join(GRAPH);
     write_file(&staged_graph, &results.graph)?;
 
+    publish(out, &staged_sidecars, &staged_graph)
+}
+
+/// Puts what was prepared in the place of the earlier results: both or none.
+fn publish(out: &Path, staged_sidecars: &Path, staged_graph: &Path) -> Result<(), OutputError> {
     let sidecars = out.join(SIDECARS);
-    let failed = |path: &Path| {
-        let path = path.to_owned();
-        move |source| OutputError::Write { path, source }
-    };
     if !sidecars.exists() {
         fs::create_dir(&sidecars).map_err(failed(&sidecars))?;
     }
-    exchange(&staged_sidecars, &sidecars).map_err(failed(&sidecars))?;
-    if let Err(source) = fs::rename(&staged_graph, out.join(GRAPH)) {
-        // Both or none.
-        exchange(&staged_sidecars, &sidecars).map_err(failed(&sidecars))?;
-        return Err(OutputError::Write { path: out.join(GRAPH), source });
+    exchange(staged_sidecars, &sidecars).map_err(failed(&sidecars))?;
+    let graph = out.join(GRAPH);
+    if let Err(err) = fs::rename(staged_graph, &graph) {
+        exchange(staged_sidecars, &sidecars).map_err(failed(&sidecars))?;
+        return Err(failed(&graph)(err));
     }
     Ok(())
+}
+
+fn failed(path: &Path) -> impl FnOnce(io::Error) -> OutputError + use<> {
+    let path = path.to_owned();
+    move |source| OutputError::Write { path, source }
 }
 
 /// A directory on the same file system, removed when it is dropped.
 fn staging(out: &Path) -> Result<tempfile::TempDir, OutputError> {
     tempfile::Builder::new()
-        .prefix(".sidescope-")
+        .prefix(STAGING)
         .tempdir_in(out)
         .map_err(|source| OutputError::Write { path: out.to_owned(), source })
 }
@@ -112,37 +132,65 @@ fn exchange(a: &Path, b: &Path) -> io::Result<()> {
     Ok(renameat2(AT_FDCWD, a, AT_FDCWD, b, RenameFlags::RENAME_EXCHANGE)?)
 }
 
-fn only_ours(dir: &Path) -> Result<(), OutputError> {
-    let failed = |path: &Path, source| OutputError::Write { path: path.to_owned(), source };
+/// Whether all that would be replaced was written by us.
+fn only_ours(out: &Path) -> Result<(), OutputError> {
+    let graph = out.join(GRAPH);
+    match fs::read_to_string(&graph) {
+        Ok(text) if serde_json::from_str::<Graph>(&text).is_ok() => {}
+        Err(err) if err.kind() == io::ErrorKind::NotFound => {}
+        Ok(_) => return Err(OutputError::NotOurs { path: graph }),
+        Err(err) => return Err(failed(&graph)(err)),
+    }
+    only_our_sidecars(&out.join(SIDECARS))
+}
+
+fn only_our_sidecars(dir: &Path) -> Result<(), OutputError> {
     let entries = match fs::read_dir(dir) {
         Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(()),
-        entries => entries.map_err(|err| failed(dir, err))?,
+        entries => entries.map_err(failed(dir))?,
     };
     for entry in entries {
-        let path = entry.map_err(|err| failed(dir, err))?.path();
-        if path.is_dir() {
-            only_ours(&path)?;
-        } else {
-            let text = fs::read(&path).map_err(|err| failed(&path, err))?;
-            if !text.windows(OURS.len()).any(|window| window == OURS.as_bytes()) {
-                return Err(OutputError::NotOurs { path });
-            }
+        let entry = entry.map_err(failed(dir))?;
+        let path = entry.path();
+        let kind = entry.file_type().map_err(failed(&path))?;
+        if kind.is_dir() {
+            only_our_sidecars(&path)?;
+        } else if !kind.is_file() || !is_our_sidecar(&fs::read_to_string(&path).map_err(failed(&path))?) {
+            return Err(OutputError::NotOurs { path });
         }
     }
     Ok(())
+}
+
+fn is_our_sidecar(text: &str) -> bool {
+    let (label, us) = MANAGED_BY;
+    serde_saphyr::from_str::<Sidecar>(text)
+        .is_ok_and(|sidecar| sidecar.metadata.labels.get(label).is_some_and(|value| value == us))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn results(graph: &str, files: &[(&str, &str)]) -> Results {
+    /// A graph that can be told from others by a number.
+    fn graph(number: u64) -> String {
+        let losses = BTreeMap::from([("test".to_owned(), number)]);
+        serde_json::to_string(&Graph { losses, ..Graph::default() }).unwrap()
+    }
+
+    fn sidecar(manager: &str, host: &str) -> String {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata:\n  name: a\n  namespace: a\n  labels:\n    {}: {manager}\n\
+             spec:\n  workloadSelector:\n    labels:\n      app: a\n  egress:\n  - hosts:\n    - \"*/{host}\"\n",
+            MANAGED_BY.0
+        )
+    }
+
+    fn results(number: u64, files: &[(&str, &str)]) -> Results {
+        let files = files.iter();
         Results {
-            graph: graph.to_owned(),
-            sidecars: files
-                .iter()
-                .map(|(path, text)| (PathBuf::from(path), format!("# {OURS}: sidescope\n{text}")))
-                .collect(),
+            graph: graph(number),
+            sidecars: files.map(|(path, host)| (PathBuf::from(path), sidecar(MANAGED_BY.1, host))).collect(),
         }
     }
 
@@ -167,39 +215,73 @@ mod tests {
     fn new_results_replace_all_of_the_earlier_ones_and_nothing_else() {
         let out = tempfile::tempdir().unwrap();
         fs::write(out.path().join("note.txt"), "mine").unwrap();
-        write(out.path(), &results("1", &[("a/x.yaml", "old"), ("b/y.yaml", "old")])).unwrap();
-        write(out.path(), &results("2", &[("a/x.yaml", "new")])).unwrap();
+        write(out.path(), &results(1, &[("a/x.yaml", "old"), ("b/y.yaml", "old")])).unwrap();
+        write(out.path(), &results(2, &[("a/x.yaml", "new")])).unwrap();
         let files = tree(out.path());
         assert_eq!(files.keys().collect::<Vec<_>>(), ["graph.json", "note.txt", "sidecars/a/x.yaml"]);
-        assert_eq!(files["graph.json"], "2");
-        assert!(files["sidecars/a/x.yaml"].ends_with("new"));
+        assert_eq!(files["graph.json"], graph(2));
+        assert!(files["sidecars/a/x.yaml"].contains("*/new"));
     }
 
     #[test]
     fn an_error_leaves_the_earlier_results_whole() {
         let out = tempfile::tempdir().unwrap();
-        write(out.path(), &results("1", &[("a/x.yaml", "old")])).unwrap();
+        write(out.path(), &results(1, &[("a/x.yaml", "old")])).unwrap();
         let before = tree(out.path());
         // A file where a directory is needed.
-        let err = write(out.path(), &results("2", &[("a", "file"), ("a/x.yaml", "new")]));
+        let err = write(out.path(), &results(2, &[("a", "file"), ("a/x.yaml", "new")]));
         assert!(matches!(err, Err(OutputError::Write { .. })), "{err:?}");
         assert_eq!(tree(out.path()), before);
-        // The last step fails: the graph cannot be replaced by a file.
+        // The last step fails: a directory is where the graph has to go.
+        let staged = out.path().join("staged");
+        fs::create_dir(&staged).unwrap();
         fs::remove_file(out.path().join(GRAPH)).unwrap();
         fs::create_dir(out.path().join(GRAPH)).unwrap();
         let before = tree(out.path());
-        assert!(write(out.path(), &results("2", &[("a/x.yaml", "new")])).is_err());
+        assert!(publish(out.path(), &staged, &staged.join(GRAPH)).is_err());
         assert_eq!(tree(out.path()), before);
     }
 
     #[test]
-    fn files_of_somebody_else_are_not_replaced() {
+    fn what_somebody_else_wrote_is_not_replaced() {
+        let helm = sidecar("Helm", "a");
+        let commented = format!("# {}: {}\nkind: Sidecar\n", MANAGED_BY.0, MANAGED_BY.1);
+        for (path, text) in [
+            ("sidecars/default/handmade.yaml", "kind: Sidecar\n"),
+            ("sidecars/helm.yaml", &helm),
+            ("sidecars/commented.yaml", &commented),
+            ("graph.json", "{\"nodes\": []}"),
+            ("graph.json", "not JSON"),
+        ] {
+            let out = tempfile::tempdir().unwrap();
+            let theirs = out.path().join(path);
+            fs::create_dir_all(theirs.parent().unwrap()).unwrap();
+            fs::write(&theirs, text).unwrap();
+            let before = tree(out.path());
+            for result in [check(out.path()), write(out.path(), &results(1, &[]))] {
+                assert!(
+                    matches!(&result, Err(OutputError::NotOurs { path }) if *path == theirs),
+                    "{path}: {result:?}"
+                );
+            }
+            assert_eq!(tree(out.path()), before);
+        }
+    }
+
+    #[test]
+    fn a_link_is_not_followed() {
         let out = tempfile::tempdir().unwrap();
-        fs::create_dir_all(out.path().join("sidecars/default")).unwrap();
-        let theirs = out.path().join("sidecars/default/handmade.yaml");
-        fs::write(&theirs, "kind: Sidecar\n").unwrap();
-        let err = write(out.path(), &results("1", &[]));
-        assert!(matches!(err, Err(OutputError::NotOurs { path }) if path == theirs));
-        assert!(theirs.exists());
+        let elsewhere = tempfile::tempdir().unwrap();
+        fs::create_dir(out.path().join(SIDECARS)).unwrap();
+        std::os::unix::fs::symlink(elsewhere.path(), out.path().join("sidecars/link")).unwrap();
+        assert!(matches!(check(out.path()), Err(OutputError::NotOurs { .. })));
+    }
+
+    #[test]
+    fn what_a_killed_process_left_is_swept() {
+        let out = tempfile::tempdir().unwrap();
+        fs::create_dir_all(out.path().join(".sidescope-old/sidecars")).unwrap();
+        check(out.path()).unwrap();
+        assert_eq!(fs::read_dir(out.path()).unwrap().count(), 0);
     }
 }

@@ -134,7 +134,7 @@ pub struct Malformed;
 /// The programs, attached. They are detached when this is dropped, and by the kernel when the process dies.
 pub struct Probes {
     // Holds the links.
-    _bpf: Ebpf,
+    bpf: Option<Ebpf>,
     // The kernel empties a program array that nobody holds.
     _parts: ProgramArray<MapData>,
     edges: HashMap<MapData, EdgeKey, EdgeState>,
@@ -188,30 +188,32 @@ impl Probes {
         for program in HOOKS {
             attach(&mut bpf, program, cgroup)?;
         }
-        Ok(Self { _bpf: bpf, _parts: parts, edges, sources, cgroups, counters, ring })
+        Ok(Self { bpf: Some(bpf), _parts: parts, edges, sources, cgroups, counters, ring })
     }
 
-    /// Waits until the ring holds a record.
+    /// Waits for records and hands them to `handle`, at most `limit` of them; returns how many. Nothing is lost when this is dropped
+    /// while it waits.
     ///
     /// # Errors
-    /// When the runtime cannot wait for it.
-    pub async fn readable(&mut self) -> Result<(), ProbeError> {
+    /// When the runtime cannot wait for the ring.
+    pub async fn next(
+        &mut self,
+        limit: usize,
+        handle: impl FnMut(Result<Event<'_>, Malformed>),
+    ) -> Result<usize, ProbeError> {
         let mut guard = self.ring.readable_mut().await.map_err(ProbeError::Wait)?;
-        // The caller drains the ring now; what comes later wakes us again.
-        guard.clear_ready();
-        Ok(())
+        let taken = drain(guard.get_inner_mut(), limit, handle);
+        // Only an empty ring wakes us again.
+        if taken < limit {
+            guard.clear_ready();
+        }
+        Ok(taken)
     }
 
-    /// Hands every record in the ring to `handle`, at most `limit` of them; returns how many.
-    pub fn drain(&mut self, limit: usize, mut handle: impl FnMut(Result<Event<'_>, Malformed>)) -> usize {
-        let ring = self.ring.get_mut();
-        let mut taken = 0;
-        while taken < limit {
-            let Some(record) = ring.next() else { break };
-            handle(parse(&record));
-            taken += 1;
-        }
-        taken
+    /// Detaches the programs and hands all that they left in the ring to `handle`. The maps stay readable.
+    pub fn end(&mut self, handle: impl FnMut(Result<Event<'_>, Malformed>)) {
+        self.bpf = None;
+        drain(self.ring.get_mut(), usize::MAX, handle);
     }
 
     /// The edge set. Edges that come while it is read may be missing.
@@ -273,6 +275,20 @@ pub fn netns_cookie(socket: &impl AsFd) -> io::Result<Option<u64>> {
         Err(Errno::ENOPROTOOPT) => Ok(None),
         Err(errno) => Err(errno.into()),
     }
+}
+
+fn drain(
+    ring: &mut RingBuf<MapData>,
+    limit: usize,
+    mut handle: impl FnMut(Result<Event<'_>, Malformed>),
+) -> usize {
+    let mut taken = 0;
+    while taken < limit {
+        let Some(record) = ring.next() else { break };
+        handle(parse(&record));
+        taken += 1;
+    }
+    taken
 }
 
 fn entries<K: aya::Pod, V: aya::Pod>(

@@ -13,6 +13,15 @@ use crate::fixture::{files, sidescope};
 
 const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop}\n";
 
+const EARLIER_GRAPH: &str = r#"{"version": 1, "workloads": [], "unresolved": []}"#;
+
+const EARLIER_SIDECAR: &str = "\
+apiVersion: networking.istio.io/v1
+kind: Sidecar
+metadata: {name: web, namespace: shop, labels: {app.kubernetes.io/managed-by: sidescope}}
+spec: {workloadSelector: {labels: {app: web}}, egress: [{hosts: ['*/api.shop.svc.cluster.local']}]}
+";
+
 /// A folder with an inventory and earlier results.
 struct Setup {
     folder: TempDir,
@@ -24,9 +33,8 @@ impl Setup {
         fs::write(setup.inventory(), inventory)?;
         let sidecars = setup.out().join("sidecars/shop");
         fs::create_dir_all(&sidecars)?;
-        fs::write(setup.out().join("graph.json"), "earlier")?;
-        let ours = "metadata: {labels: {app.kubernetes.io/managed-by: sidescope}}\n";
-        fs::write(sidecars.join("web.yaml"), ours)?;
+        fs::write(setup.out().join("graph.json"), EARLIER_GRAPH)?;
+        fs::write(sidecars.join("web.yaml"), EARLIER_SIDECAR)?;
         Ok(setup)
     }
 
