@@ -14,7 +14,7 @@ use crate::maps::{PARTS, Scratch, Search, anew, count, phase};
 use crate::packet::{Payload, payload};
 
 /// Steps of one run; the walk goes on in another run, of which the kernel allows 33 in a row.
-const STEPS: u32 = 96;
+const STEPS: u32 = 48;
 /// Bytes that are read from the packet at once.
 const WINDOW: u32 = 256;
 
