@@ -55,7 +55,8 @@ pub async fn run(args: &Observe) -> Result<(), Failure> {
     report_inventory(&inventory);
     let index = MeshIndex::new(&inventory.mesh);
     let cgroup = cgroup::open(args.cgroup.as_deref()).map_err(|err| setup(err.into()))?;
-    let probes = Probes::attach(&cgroup.dir, &Settings::default()).map_err(|err| setup(err.into()))?;
+    let settings = Settings { edges: args.edges, ring_bytes: args.ring_bytes, ..Settings::default() };
+    let probes = Probes::attach(&cgroup.dir, &settings).map_err(|err| setup(err.into()))?;
     output::check(&args.out).map_err(|err| setup(err.into()))?;
     info!(cgroup = %cgroup.path.display(), "watching");
 
