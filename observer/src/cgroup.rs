@@ -25,13 +25,12 @@ pub enum CgroupError {
     #[error("cannot read the mounts of this machine")]
     Mounts(#[source] procfs::ProcError),
     /// The directory cannot be opened.
-    #[error("cannot open the cgroup {path}")]
+    #[error("cannot open the cgroup {path}: {reason}; leave --cgroup out to watch the pods of this machine")]
     Open {
         /// The directory.
         path: PathBuf,
         /// Why.
-        #[source]
-        source: io::Error,
+        reason: io::Error,
     },
     /// The directory lies on another file system.
     #[error("{path} is no cgroup of a cgroup2 hierarchy: BPF programs can be attached only to those")]
@@ -62,7 +61,7 @@ pub fn open(path: Option<&Path>) -> Result<Cgroup, CgroupError> {
             POD_CGROUPS.iter().map(|name| root.join(name)).find(|path| path.is_dir()).unwrap_or(root)
         }
     };
-    let open = |source| CgroupError::Open { path: path.clone(), source };
+    let open = |reason| CgroupError::Open { path: path.clone(), reason };
     let dir = File::open(&path).map_err(open)?;
     let kind = fstatfs(&dir).map_err(|errno| open(errno.into()))?.filesystem_type();
     if kind != CGROUP2_SUPER_MAGIC {

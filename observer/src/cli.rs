@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use sidescope_common::{DEFAULT_EDGES, DEFAULT_RING_BYTES};
 
 /// Watches what the workloads of an Istio mesh connect to, and writes their Sidecar resources.
 #[derive(Debug, Parser)]
@@ -40,7 +41,7 @@ pub struct Observe {
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
     /// How long to watch, for example 30s or 2h; without it until SIGINT or SIGTERM
-    #[arg(long = "for", value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long = "for", value_name = "DURATION", value_parser = duration)]
     pub duration: Option<Duration>,
     /// Format of the Sidecars
     #[arg(long, value_enum, default_value_t = Format::Yaml)]
@@ -48,6 +49,32 @@ pub struct Observe {
     /// Cgroup (of a cgroup2 hierarchy) whose processes to watch; without it the kubelet's kubepods or kubepods.slice, else all
     #[arg(long, value_name = "PATH")]
     pub cgroup: Option<PathBuf>,
+    /// Most edges (network namespace, user, destination) that the kernel keeps; 128 bytes of memory each
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_EDGES, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    pub edges: u32,
+    /// Bytes of the ring buffer in which the kernel reports: a power of two, and whole pages
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_RING_BYTES, value_parser = ring_bytes)]
+    pub ring_bytes: u32,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(duration) if duration.is_zero() => Err("nothing can be seen in no time at all".to_owned()),
+        Ok(duration) => Ok(duration),
+        Err(err) => Err(format!("{err}; expected a time such as 30s, 10m or 2h")),
+    }
+}
+
+fn ring_bytes(text: &str) -> Result<u32, String> {
+    const MOST: u32 = 1 << 30;
+    let bytes: u32 = text.parse().map_err(|_| format!("expected a number up to {MOST}"))?;
+    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten();
+    let page = page.and_then(|page| u32::try_from(page).ok()).unwrap_or(4096);
+    if bytes.is_power_of_two() && (page..=MOST).contains(&bytes) {
+        Ok(bytes)
+    } else {
+        Err(format!("expected a power of two from {page} (a page) to {MOST}"))
+    }
 }
 
 /// Options of `sidescope scanner`.
@@ -69,4 +96,49 @@ pub enum Format {
     Yaml,
     /// One object per file.
     Json,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn observe(more: &[&str]) -> Result<Observe, clap::Error> {
+        let line = ["sidescope", "observe", "--inventory", "a", "--out", "b"].iter().chain(more);
+        Cli::try_parse_from(line).map(|cli| match cli.command {
+            Command::Observe(observe) => observe,
+            other => panic!("{other:?}"),
+        })
+    }
+
+    #[test]
+    fn sizes_of_the_maps_are_those_of_the_kernel_programs_unless_given() {
+        let defaults = observe(&[]).unwrap();
+        assert_eq!((defaults.edges, defaults.ring_bytes), (DEFAULT_EDGES, DEFAULT_RING_BYTES));
+        let given = observe(&["--edges", "5", "--ring-bytes", "1048576"]).unwrap();
+        assert_eq!((given.edges, given.ring_bytes), (5, 1 << 20));
+    }
+
+    #[test]
+    fn a_time_to_watch_is_needed_and_told_with_its_unit() {
+        assert_eq!(observe(&["--for", "1m30s"]).unwrap().duration, Some(Duration::from_secs(90)));
+        for bad in ["0s", "30", "soon", "-1s"] {
+            assert!(observe(&[&format!("--for={bad}")]).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn sizes_that_the_kernel_would_not_take_are_refused_at_once() {
+        for more in [
+            ["--edges", "0"],
+            ["--edges", "16777217"],
+            ["--ring-bytes", "0"],
+            ["--ring-bytes", "2048"],
+            ["--ring-bytes", "5000"],
+            ["--ring-bytes", "12288"],
+            ["--ring-bytes", "2147483648"],
+            ["--ring-bytes", "1M"],
+        ] {
+            assert!(observe(&more).is_err(), "{more:?}");
+        }
+    }
 }

@@ -13,21 +13,25 @@ const EXTENSIONS: [&str; 3] = ["yaml", "yml", "json"];
 pub enum InputError {
     /// A file or directory cannot be read.
     #[error(
-        "cannot read the inventory {path}; make one with: kubectl get \
-         namespaces,pods,services,endpointslices,deployments,replicasets,statefulsets,daemonsets,jobs,cronjobs,serviceentries \
-         -A -o yaml"
+        "cannot read the inventory {path}: {reason}; make one with: kubectl get \
+         namespaces,pods,services,endpointslices,deployments,replicasets,statefulsets,daemonsets,jobs,cronjobs -A -o yaml"
     )]
     Read {
         /// The file or directory.
         path: PathBuf,
         /// Why.
-        #[source]
-        source: io::Error,
+        reason: io::Error,
     },
     /// The directory holds nothing to read.
     #[error("the inventory {path} is a directory without a .yaml, .yml or .json file")]
     NoFiles {
         /// The directory.
+        path: PathBuf,
+    },
+    /// Without a pod nothing that is seen has a source.
+    #[error("the inventory {path} holds no Pod: every connection is told by the address of a pod")]
+    NoPods {
+        /// The file or directory.
         path: PathBuf,
     },
     /// An object is wrong.
@@ -42,15 +46,19 @@ pub enum InputError {
 pub fn read_inventory(path: &Path) -> Result<Inventory, InputError> {
     let mut builder = Builder::default();
     for file in files(path)? {
-        let text =
-            fs::read_to_string(&file).map_err(|source| InputError::Read { path: file.clone(), source })?;
+        let text = fs::read_to_string(&file)
+            .map_err(|source| InputError::Read { path: file.clone(), reason: source })?;
         builder.add_text(&file.display().to_string(), &text)?;
     }
-    Ok(builder.build()?)
+    let inventory = builder.build()?;
+    if inventory.mesh.pods.is_empty() {
+        return Err(InputError::NoPods { path: path.to_owned() });
+    }
+    Ok(inventory)
 }
 
 fn files(path: &Path) -> Result<Vec<PathBuf>, InputError> {
-    let read = |source| InputError::Read { path: path.to_owned(), source };
+    let read = |source| InputError::Read { path: path.to_owned(), reason: source };
     if !fs::metadata(path).map_err(read)?.is_dir() {
         return Ok(vec![path.to_owned()]);
     }

@@ -64,7 +64,7 @@ pub async fn run(args: &Observe) -> Result<(), Failure> {
     let cgroup = cgroup::open(args.cgroup.as_deref()).map_err(|err| setup(err.into()))?;
     // Before anybody is told that they may signal.
     let mut stop = Stop::new().map_err(Failure::Setup)?;
-    let settings = Settings::default();
+    let settings = Settings { edges: args.edges, ring_bytes: args.ring_bytes, ..Settings::default() };
     let probes = Probes::attach(&cgroup.dir, &settings).map_err(|err| setup(err.into()))?;
     output::check(&args.out).map_err(|err| setup(err.into()))?;
     info!(cgroup = %cgroup.path.display(), "watching");
@@ -72,7 +72,8 @@ pub async fn run(args: &Observe) -> Result<(), Failure> {
     let mut watch = Watch {
         probes,
         proxy_uids: settings.proxy_uids,
-        scans: Scans::new(cgroup.path, Instant::now()),
+        scans: Scans::new(cgroup.path.clone(), Instant::now()),
+        cgroup: cgroup.path,
         collector: Collector::default(),
         sources: Sources::default(),
         looked_for: HashSet::new(),
@@ -126,6 +127,7 @@ struct Watch<'m> {
     probes: Probes,
     proxy_uids: Vec<u32>,
     scans: Scans,
+    cgroup: PathBuf,
     collector: Collector,
     sources: Sources,
     /// Namespaces whose addresses were asked for; those of an ended one will never be known. Bounded as the edges are.
@@ -154,6 +156,11 @@ impl Watch<'_> {
                 () = &mut end => return Ok(()),
                 () = stop.told() => return Ok(()),
                 _ = tick.tick() => {
+                    anyhow::ensure!(
+                        self.cgroup.exists(),
+                        "the cgroup {} was removed while it was watched: nothing more can be seen there",
+                        self.cgroup.display()
+                    );
                     self.look_at_set()?;
                     progress.show(|| self.snapshot(started.elapsed()))?;
                 }
@@ -256,6 +263,9 @@ impl Watch<'_> {
         let (flows, unattributed) = self.flows();
         let mut graph = attribute(self.index, &flows);
         graph.losses = self.losses()?;
+        if self.probes.counter(Counter::Connects)? == 0 {
+            warn!(cgroup = %self.cgroup.display(), "no workload has connected to anything while it was watched");
+        }
         for (cause, count) in &graph.losses {
             warn!(%cause, count, "not all could be seen: graph.json counts it, and marks the edges as far as they are known");
         }

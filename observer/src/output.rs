@@ -28,6 +28,12 @@ pub enum OutputError {
         #[source]
         source: io::Error,
     },
+    /// The place for the results is none.
+    #[error("{path} is a file: --out takes a directory")]
+    NotADirectory {
+        /// The file.
+        path: PathBuf,
+    },
     /// The directory that would be replaced holds a file that Sidescope did not write.
     #[error(
         "{path} was not written by Sidescope and would be replaced: move it away or choose another --out"
@@ -53,6 +59,9 @@ pub struct Results {
 /// # Errors
 /// See [`OutputError`].
 pub fn check(out: &Path) -> Result<(), OutputError> {
+    if out.is_file() {
+        return Err(OutputError::NotADirectory { path: out.to_owned() });
+    }
     fs::create_dir_all(out).map_err(failed(out))?;
     only_ours(out)?;
     for entry in fs::read_dir(out).map_err(failed(out))? {

@@ -1,21 +1,29 @@
-//! The kernel boundary: loads the programs, attaches them, and reads their maps. The only file of this crate with `unsafe`.
-#![expect(unsafe_code, reason = "records of the kernel are read byte for byte here, and nowhere else")]
+//! The kernel boundary: loads the programs, attaches them, and reads their maps. Only here this crate has `unsafe`.
+#![expect(unsafe_code, reason = "the kernel is asked here, and nowhere else")]
+
+mod error;
+mod records;
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _};
+use std::time::Duration;
 
 use aya::maps::{HashMap, MapData, PerCpuArray, ProgramArray, RingBuf};
+use aya::programs::cgroup_skb::CgroupSkbLink;
+use aya::programs::cgroup_sock_addr::CgroupSockAddrLink;
+use aya::programs::sock_ops::SockOpsLink;
 use aya::programs::{
     CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, ProgramError, SockOps,
 };
-use aya::{Ebpf, EbpfError, EbpfLoader};
+use aya::{Ebpf, EbpfLoader};
 use nix::errno::Errno;
-use sidescope_common::{
-    Counter, DnsEvent, EdgeEvent, EdgeKey, EdgeState, HeadEvent, SourceAddr, SourceKey, event_kind, names,
-    part,
-};
+use sidescope_common::{Counter, EdgeKey, EdgeState, SourceAddr, SourceKey, names, part};
 use tokio::io::unix::AsyncFd;
+
+pub use error::ProbeError;
+use records::parse;
+pub use records::{Event, Malformed};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sidescope-ebpf"));
 
@@ -58,83 +66,29 @@ const HOOKS: [&str; 7] = [
 const PARTS: [(u32, &str); part::COUNT as usize] =
     [(part::TLS, names::EGRESS_TLS), (part::HTTP2, names::EGRESS_HTTP2)];
 
-/// Why the programs cannot run.
-#[derive(Debug, thiserror::Error)]
-pub enum ProbeError {
-    /// The kernel is older than [`MIN_KERNEL`].
-    #[error(
-        "this kernel is {found}, Sidescope needs {}.{} or later: its hooks lack the network namespace cookie and the socket \
-         storage that the programs use",
-        MIN_KERNEL.0, MIN_KERNEL.1
-    )]
-    KernelTooOld {
-        /// Version of the running kernel.
-        found: String,
-    },
-    /// The kernel refused for want of rights.
-    #[error(
-        "the kernel does not let this user {action}: run as root, or with the capabilities BPF and NET_ADMIN"
-    )]
-    NotPermitted {
-        /// What was tried.
-        action: &'static str,
-    },
-    /// The programs and maps could not be created.
-    #[error("cannot create the kernel programs and maps")]
-    Create(#[source] Box<EbpfError>),
-    /// A program was refused, by the verifier for instance.
-    #[error("kernel {kernel} refused the program {program}; please report this with the text below")]
-    Load {
-        /// Name of the program.
-        program: &'static str,
-        /// Version of the running kernel.
-        kernel: String,
-        /// What the kernel said.
-        #[source]
-        source: Box<ProgramError>,
-    },
-    /// A program could not be attached.
-    #[error("cannot attach the program {program} to the cgroup")]
-    Attach {
-        /// Name of the program.
-        program: &'static str,
-        /// What the kernel said.
-        #[source]
-        source: Box<ProgramError>,
-    },
-    /// A map could not be read or written.
-    #[error("cannot access the map {map}")]
-    Map {
-        /// Name of the map.
-        map: &'static str,
-        /// What the kernel said.
-        #[source]
-        source: Box<aya::maps::MapError>,
-    },
-    /// The event loop cannot wait for the ring buffer.
-    #[error("cannot wait for the ring buffer")]
-    Wait(#[source] io::Error),
+/// What holds a program to the cgroup, until it is dropped.
+#[expect(dead_code, reason = "held for the sake of the drop")]
+enum Link {
+    SockAddr(CgroupSockAddrLink),
+    SockOps(SockOpsLink),
+    Skb(CgroupSkbLink),
 }
 
-/// A record from the kernel.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Event<'a> {
-    /// An edge that was not in the set.
-    Edge(EdgeEvent),
-    /// Bytes of a request. They lie in the ring and are gone when the callback returns.
-    Head(HeadEvent, &'a [u8]),
-    /// A DNS message that a workload received, likewise.
-    Dns(DnsEvent, &'a [u8]),
-}
-
-/// A record that is not what its first word says: programs and user space do not belong together.
+/// How often a program ran and for how long, while the kernel kept count (`kernel.bpf_stats_enabled`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Malformed;
+pub struct RunTime {
+    /// Its name.
+    pub program: &'static str,
+    /// Runs. The parts that a program calls count as that program.
+    pub runs: u64,
+    /// Time in all of them.
+    pub time: Duration,
+}
 
-/// The programs, attached. They are detached when this is dropped, and by the kernel when the process dies.
+/// The programs, and their maps. The programs are detached when this is dropped, and by the kernel when the process dies.
 pub struct Probes {
-    // Holds the links.
-    bpf: Option<Ebpf>,
+    bpf: Ebpf,
+    links: Vec<Link>,
     // The kernel empties a program array that nobody holds.
     _parts: ProgramArray<MapData>,
     edges: HashMap<MapData, EdgeKey, EdgeState>,
@@ -153,6 +107,19 @@ impl Probes {
     /// # Panics
     /// Outside a tokio runtime.
     pub fn attach(cgroup: &File, settings: &Settings) -> Result<Self, ProbeError> {
+        let mut probes = Self::load(settings)?;
+        probes.attach_to(cgroup)?;
+        Ok(probes)
+    }
+
+    /// Loads the programs, and attaches none.
+    ///
+    /// # Errors
+    /// See [`ProbeError`].
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn load(settings: &Settings) -> Result<Self, ProbeError> {
         let kernel = kernel_release();
         if version_of(&kernel).is_some_and(|running| running < MIN_KERNEL) {
             return Err(ProbeError::KernelTooOld { found: kernel });
@@ -185,10 +152,39 @@ impl Probes {
             let fd = program.and_then(|program| program.fd()).map_err(|err| attach_error(name, err))?;
             parts.set(index, fd, 0).map_err(map_error(names::PARTS))?;
         }
+        Ok(Self { bpf, links: Vec::new(), _parts: parts, edges, sources, cgroups, counters, ring })
+    }
+
+    /// Attaches all programs to `cgroup`, a directory of a cgroup2 hierarchy.
+    ///
+    /// # Errors
+    /// See [`ProbeError`]. Nothing stays attached after an error.
+    pub fn attach_to(&mut self, cgroup: &File) -> Result<(), ProbeError> {
+        let mut links = Vec::with_capacity(HOOKS.len());
         for program in HOOKS {
-            attach(&mut bpf, program, cgroup)?;
+            links.push(attach(&mut self.bpf, program, cgroup)?);
         }
-        Ok(Self { bpf: Some(bpf), _parts: parts, edges, sources, cgroups, counters, ring })
+        self.links.append(&mut links);
+        Ok(())
+    }
+
+    /// Takes the programs off their cgroup; they and the maps stay loaded.
+    pub fn detach(&mut self) {
+        self.links.clear();
+    }
+
+    /// What the kernel counted of each attached program; zeros unless it was told to keep count.
+    ///
+    /// # Errors
+    /// When the kernel does not tell.
+    pub fn run_times(&self) -> Result<Vec<RunTime>, ProbeError> {
+        let run_time = |name| {
+            let info = self.bpf.program(name).expect("loaded before").info();
+            let info =
+                info.map_err(|source| ProbeError::RunTime { program: name, source: Box::new(source) })?;
+            Ok(RunTime { program: name, runs: info.run_count(), time: info.run_time() })
+        };
+        HOOKS.into_iter().map(run_time).collect()
     }
 
     /// Waits for records and hands them to `handle`, at most `limit` of them; returns how many. Nothing is lost when this is dropped
@@ -212,7 +208,7 @@ impl Probes {
 
     /// Detaches the programs and hands all that they left in the ring to `handle`. The maps stay readable.
     pub fn end(&mut self, handle: impl FnMut(Result<Event<'_>, Malformed>)) {
-        self.bpf = None;
+        self.detach();
         drain(self.ring.get_mut(), usize::MAX, handle);
     }
 
@@ -325,24 +321,34 @@ fn load(bpf: &mut Ebpf, name: &'static str, kernel: &str) -> Result<(), ProbeErr
     })
 }
 
-fn attach(bpf: &mut Ebpf, name: &'static str, cgroup: &File) -> Result<(), ProbeError> {
+fn attach(bpf: &mut Ebpf, name: &'static str, cgroup: &File) -> Result<Link, ProbeError> {
     // The mode of the flag API: a link on a cgroup is always beside others, and the kernel takes no flag for it.
     let mode = CgroupAttachMode::Single;
     let program = bpf.program_mut(name).expect("loaded before");
     let fd = cgroup.as_fd();
-    let result = match name {
-        names::SOCK_OPS => <&mut SockOps>::try_from(program).and_then(|p| p.attach(fd, mode)).map(drop),
+    let link = || match name {
+        names::SOCK_OPS => {
+            let program = <&mut SockOps>::try_from(program)?;
+            let id = program.attach(fd, mode)?;
+            program.take_link(id).map(Link::SockOps)
+        }
         names::EGRESS | names::INGRESS => {
             let direction = if name == names::EGRESS {
                 CgroupSkbAttachType::Egress
             } else {
                 CgroupSkbAttachType::Ingress
             };
-            <&mut CgroupSkb>::try_from(program).and_then(|p| p.attach(fd, direction, mode)).map(drop)
+            let program = <&mut CgroupSkb>::try_from(program)?;
+            let id = program.attach(fd, direction, mode)?;
+            program.take_link(id).map(Link::Skb)
         }
-        _ => <&mut CgroupSockAddr>::try_from(program).and_then(|p| p.attach(fd, mode)).map(drop),
+        _ => {
+            let program = <&mut CgroupSockAddr>::try_from(program)?;
+            let id = program.attach(fd, mode)?;
+            program.take_link(id).map(Link::SockAddr)
+        }
     };
-    result.map_err(|err| refused(err, "attach BPF programs", |err| attach_error(name, err)))
+    link().map_err(|err| refused(err, "attach BPF programs", |err| attach_error(name, err)))
 }
 
 fn attach_error(program: &'static str, err: ProgramError) -> ProbeError {
@@ -378,42 +384,6 @@ fn kernel_release() -> String {
         .map_or_else(|_| "unknown".to_owned(), |uname| uname.release().to_string_lossy().into_owned())
 }
 
-fn parse(record: &[u8]) -> Result<Event<'_>, Malformed> {
-    let kind = u32::from_ne_bytes(*record.first_chunk().ok_or(Malformed)?);
-    match kind {
-        event_kind::EDGE => read::<EdgeEvent>(record).map(|(event, _)| Event::Edge(event)),
-        event_kind::HEAD => {
-            let (event, bytes) = read::<HeadEvent>(record)?;
-            let bytes = bytes.get(..usize::from(event.len)).ok_or(Malformed)?;
-            Ok(Event::Head(event, bytes))
-        }
-        event_kind::DNS => {
-            let (event, bytes) = read::<DnsEvent>(record)?;
-            let bytes = bytes.get(..event.len as usize).ok_or(Malformed)?;
-            Ok(Event::Dns(event, bytes))
-        }
-        _ => Err(Malformed),
-    }
-}
-
-/// Marks the types that [`read`] may make out of any bytes.
-///
-/// # Safety
-/// Every bit pattern must be a valid value.
-unsafe trait Record: Copy {}
-// SAFETY: repr(C), integers only.
-unsafe impl Record for EdgeEvent {}
-// SAFETY: repr(C), integers only.
-unsafe impl Record for HeadEvent {}
-// SAFETY: repr(C), integers only.
-unsafe impl Record for DnsEvent {}
-
-fn read<T: Record>(record: &[u8]) -> Result<(T, &[u8]), Malformed> {
-    let (head, rest) = record.split_at_checked(size_of::<T>()).ok_or(Malformed)?;
-    // SAFETY: `head` holds size_of::<T>() bytes, and any of them make a T.
-    Ok((unsafe { head.as_ptr().cast::<T>().read_unaligned() }, rest))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -429,19 +399,5 @@ mod tests {
         ] {
             assert_eq!(version_of(release), version, "{release}");
         }
-    }
-
-    #[test]
-    fn records_that_are_cut_short_or_of_an_unknown_kind_are_malformed() {
-        let mut record = vec![0u8; size_of::<HeadEvent>() + 3];
-        record[..4].copy_from_slice(&event_kind::HEAD.to_ne_bytes());
-        record[4..8].copy_from_slice(&3u32.to_ne_bytes());
-        let Ok(Event::Head(head, bytes)) = parse(&record) else { panic!("not a head") };
-        assert_eq!((head.len, bytes), (3, &[0u8; 3][..]));
-        for len in 0..record.len() {
-            assert_eq!(parse(&record[..len]), Err(Malformed), "{len} bytes");
-        }
-        record[0] = 99;
-        assert_eq!(parse(&record), Err(Malformed));
     }
 }

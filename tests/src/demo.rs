@@ -189,13 +189,15 @@ fn visit(folder: &Path, call: &mut impl FnMut(&Path, bool) -> Result<()>) -> Res
 fn keep(bed: &Bed, options: &Options, observe: &Cmd) -> Result<()> {
     bookinfo::start_load(bed, &options.testbed, Load { count: None, rate: Some(KEPT_RATE) })?;
     let (outside, pod) = (bed.host(OUTSIDE)?, bed.pod("productpage-v1")?);
+    // As the user came here.
+    let sudo = if env::var_os("SUDO_UID").is_some() { "sudo " } else { "" };
     let productpage = bed.service("productpage")?.v4;
     progress(&format!(
-        "bed {id} stays until Ctrl-C (or `sudo {testbed} end {id}`), with {KEPT_RATE} calls a second\n\
-         \x20   a call:        sudo nsenter --net=/run/netns/{outside} curl http://{productpage}:{HTTP_PORT}/productpage\n\
-         \x20   in a pod:      sudo nsenter --net=/run/netns/{pod} ss -tnp\n\
+        "bed {id} stays until Ctrl-C (or `{sudo}{testbed} end {id}`), with {KEPT_RATE} calls a second\n\
+         \x20   a call:        {sudo}nsenter --net=/run/netns/{outside} curl http://{productpage}:{HTTP_PORT}/productpage\n\
+         \x20   in a pod:      {sudo}nsenter --net=/run/netns/{pod} ss -tnp\n\
          \x20   the pods:      ip netns list\n\
-         \x20   watch again:   sudo {observe} --for 10s",
+         \x20   watch again:   {sudo}{observe} --for 10s",
         id = bed.id(),
         testbed = options.testbed.display(),
         outside = outside.netns(),

@@ -38,8 +38,8 @@ enum Task {
         /// Leave it running, and say how to look at it and how to end it
         #[arg(long)]
         keep: bool,
-        /// Call this many times as often
-        #[arg(long, value_name = "N")]
+        /// Make N times as many calls
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
         load: Option<u32>,
     },
     /// Runs all checks and tests

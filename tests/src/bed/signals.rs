@@ -71,6 +71,8 @@ fn end_all(signal: i32) -> ! {
         if let Err(error) = inner.tear_down_locked(&mut state) {
             eprintln!("the test bed {} left something behind: {error:#}", inner.id);
             code = 1;
+        } else {
+            eprintln!("bed {} is removed", inner.id);
         }
         states.push(state);
     }

@@ -11,7 +11,9 @@ use tempfile::TempDir;
 
 use crate::fixture::{files, sidescope};
 
-const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop}\n";
+/// A pod, without which nothing can be told, and a Service that a test may go on with.
+const SERVICE: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: web, namespace: shop}\n---\n\
+     apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop}\n";
 
 const EARLIER_GRAPH: &str = r#"{"version": 1, "workloads": [], "unresolved": []}"#;
 
@@ -110,6 +112,10 @@ fn an_inventory_that_is_not_there_or_empty_is_named() -> Result<()> {
     fs::remove_file(setup.inventory())?;
     let mut missing = Command::new(sidescope()?);
     says(&setup.refused(missing.args(setup.args()))?, &["inventory.yaml", "No such file"]);
+    fs::write(setup.inventory(), "kind: List\napiVersion: v1\nitems: []\n")?;
+    let mut nothing = Command::new(sidescope()?);
+    says(&setup.refused(nothing.args(setup.args()))?, &["inventory.yaml", "holds no Pod"]);
+    fs::remove_file(setup.inventory())?;
     fs::create_dir(setup.inventory())?;
     let mut empty = Command::new(sidescope()?);
     says(&setup.refused(empty.args(setup.args()))?, &["inventory.yaml", "directory without"]);
@@ -194,7 +200,7 @@ fn an_output_folder_that_cannot_be_written_is_refused_before_the_watch() -> Resu
         setup.refused(&mut command)
     };
     let file = setup.inventory();
-    says(&refused(&file)?, &["cannot write", "inventory.yaml", "unchanged"]);
+    says(&refused(&file)?, &["inventory.yaml is a file", "takes a directory"]);
     says(&refused(&file.join("below"))?, &["cannot write", "inventory.yaml/below"]);
     // Not even root can write there.
     says(&refused(Path::new("/proc/sidescope"))?, &["cannot write", "/proc/sidescope"]);
