@@ -7,3 +7,4 @@ mod fixture;
 mod input;
 mod peers;
 mod pods;
+mod readme;
