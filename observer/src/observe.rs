@@ -79,6 +79,14 @@ fn report_inventory(inventory: &Inventory) {
     for (kind, count) in &inventory.skipped {
         warn!(%kind, count, "objects of a kind that is not used were skipped");
     }
+    for (ignored, count) in &inventory.ignored {
+        warn!(
+            kind = ignored.kind(),
+            count,
+            consequence = ignored.consequence(),
+            "objects that matter were not read"
+        );
+    }
 }
 
 /// What is needed while watching.

@@ -38,11 +38,6 @@ impl Sources {
         self.addresses.get(&netns).is_some_and(|addresses| !addresses.is_empty())
     }
 
-    /// Number of namespaces that are known.
-    pub fn len(&self) -> usize {
-        self.addresses.len()
-    }
-
     /// Whether none is known.
     pub fn is_empty(&self) -> bool {
         self.addresses.is_empty()
@@ -97,7 +92,7 @@ impl Sources {
         let mut owners = BTreeSet::new();
         for address in addresses {
             match index.pod_at(*address) {
-                PodAt::Pod(pod) => {
+                PodAt::Pod(_, pod) => {
                     owners.insert(&pod.workload);
                 }
                 PodAt::Ambiguous => return Owner::Ambiguous,
