@@ -19,7 +19,7 @@ use crate::collect::{Collector, address};
 use crate::input::read_inventory;
 use crate::inventory::Inventory;
 use crate::mesh_index::MeshIndex;
-use crate::model::graph::Graph;
+use crate::model::graph::{Graph, Unattributed};
 use crate::namespaces;
 use crate::output::{self, Results};
 use crate::plan::{Plan, plan};
@@ -27,7 +27,7 @@ use crate::probes::{Event, ProbeError, Probes, Settings};
 use crate::progress::{Progress, Snapshot};
 use crate::render;
 use crate::report::{Style, tree};
-use crate::sources::{Sources, Unattributed};
+use crate::sources::Sources;
 
 /// How often the edge set is swept and the network namespaces are looked at again.
 const TICK: Duration = Duration::from_secs(1);
@@ -189,7 +189,7 @@ impl Watch<'_> {
 
     fn snapshot(&self, elapsed: Duration) -> Result<Snapshot, ProbeError> {
         let (flows, unattributed) = self.flows();
-        let graph = attribute(self.index, &flows);
+        let graph = attribute(self.index, &flows, &self.sources.watched(self.index));
         Ok(Snapshot {
             elapsed,
             connections: self.probes.counter(Counter::Connects)?,
@@ -205,7 +205,8 @@ impl Watch<'_> {
         self.look_at_namespaces()?;
         self.collector.finish();
         let (flows, unattributed) = self.flows();
-        let mut graph = attribute(self.index, &flows);
+        let mut graph = attribute(self.index, &flows, &self.sources.watched(self.index));
+        graph.unattributed = unattributed;
         graph.losses = self.losses()?;
         for (cause, count) in &graph.losses {
             warn!(%cause, count, "lost; the affected edges are marked in graph.json");

@@ -2,13 +2,15 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::attribute::{Flow, attribute};
-use crate::fixture::{bookinfo, bookinfo_flows, deployment, flow, host, mesh, ns, service, workload};
+use crate::fixture::{
+    all_watched, bookinfo, bookinfo_flows, deployment, flow, host, mesh, ns, service, workload,
+};
 use crate::mesh_index::MeshIndex;
-use crate::model::graph::{Dependency, Evidence, PortUse};
+use crate::model::graph::{Dependency, Evidence, Pods, PortUse};
 use crate::model::mesh::{Pod, PodRef, PortProtocol, Workload};
 
 fn planned(mesh: &Mesh, flows: &[Flow]) -> Plan {
-    plan(&attribute(&MeshIndex::new(mesh), flows), mesh)
+    plan(&attribute(&MeshIndex::new(mesh), flows, &all_watched(mesh)), mesh)
 }
 
 /// `namespace/name key=value,... -> host host`, without what all have in common.
@@ -98,6 +100,7 @@ fn evidence_counts_as_the_proxy_routes() {
                     namespace: ns("default"),
                     ports: BTreeMap::from([(80, port_use.clone())]),
                 }],
+                pods: Pods { watched: 1, known: 1 },
                 direct: Vec::new(),
             }],
             ..Graph::default()

@@ -1,6 +1,6 @@
 use super::*;
 use crate::attribute::attribute;
-use crate::fixture::{bookinfo, bookinfo_flows, flow};
+use crate::fixture::{all_watched, bookinfo, bookinfo_flows, flow};
 use crate::mesh_index::MeshIndex;
 use crate::plan::plan;
 
@@ -12,7 +12,7 @@ fn report(style: Style) -> String {
     let mut unread = flow("default/Deployment/ratings-v1", "10.96.0.2", 9080, &["gone.test"]);
     unread.host_unknown = true;
     flows.push(unread);
-    let graph = attribute(&MeshIndex::new(&mesh), &flows);
+    let graph = attribute(&MeshIndex::new(&mesh), &flows, &all_watched(&mesh));
     tree(&graph, &plan(&graph, &mesh), style)
 }
 
