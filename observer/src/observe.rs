@@ -1,7 +1,6 @@
 //! `sidescope observe`: the whole pipeline in one process, on one machine, over a file of Kubernetes objects.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fmt::Write as _;
 use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -62,10 +61,10 @@ pub async fn run(args: &Observe) -> Result<(), Failure> {
     let mut watch =
         Watch { probes, collector: Collector::default(), sources: Sources::default(), index: &index };
     watch.until_told(args.duration).await.map_err(Failure::Run)?;
-    let outcome = watch.finish().map_err(Failure::Run)?;
-    let plan = plan(&outcome.graph, &inventory.mesh);
-    write_results(args, &outcome.graph, &plan).map_err(Failure::Run)?;
-    print_report(&outcome, &plan).map_err(Failure::Run)
+    let graph = watch.finish().map_err(Failure::Run)?;
+    let plan = plan(&graph, &inventory.mesh);
+    write_results(args, &graph, &plan).map_err(Failure::Run)?;
+    print_report(&graph, &plan).map_err(Failure::Run)
 }
 
 fn report_inventory(inventory: &Inventory) {
@@ -95,12 +94,6 @@ struct Watch<'m> {
     collector: Collector,
     sources: Sources,
     index: &'m MeshIndex<'m>,
-}
-
-/// What the watch led to.
-struct Outcome {
-    graph: Graph,
-    unattributed: Unattributed,
 }
 
 impl Watch<'_> {
@@ -199,7 +192,7 @@ impl Watch<'_> {
         })
     }
 
-    fn finish(&mut self) -> anyhow::Result<Outcome> {
+    fn finish(&mut self) -> anyhow::Result<Graph> {
         while self.drain() > 0 {}
         self.collector.sweep(self.probes.edges()?);
         self.look_at_namespaces()?;
@@ -211,7 +204,7 @@ impl Watch<'_> {
         for (cause, count) in &graph.losses {
             warn!(%cause, count, "lost; the affected edges are marked in graph.json");
         }
-        Ok(Outcome { graph, unattributed })
+        Ok(graph)
     }
 
     /// What was lost, in the kernel and here; only causes that occurred.
@@ -247,19 +240,9 @@ fn write_results(args: &Observe, graph: &Graph, plan: &Plan) -> anyhow::Result<(
     Ok(())
 }
 
-fn print_report(outcome: &Outcome, plan: &Plan) -> anyhow::Result<()> {
+fn print_report(graph: &Graph, plan: &Plan) -> anyhow::Result<()> {
     let mut stdout = std::io::stdout();
     let style = if stdout.is_terminal() { Style::coloured() } else { Style::plain() };
-    let mut text = tree(&outcome.graph, plan, style);
-    let Unattributed { unknown, ambiguous, foreign } = outcome.unattributed;
-    for (count, what) in [
-        (foreign, "from outside the inventory's pods (not part of the graph)"),
-        (unknown, "from a network namespace that was gone before its address was known"),
-        (ambiguous, "from an address that several pods claim"),
-    ] {
-        if count > 0 {
-            writeln!(text, "{count} edges {what}")?;
-        }
-    }
+    let text = tree(graph, plan, style);
     stdout.write_all(text.as_bytes()).context("cannot print the report")
 }
