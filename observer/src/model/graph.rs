@@ -51,8 +51,6 @@ impl Unattributed {
     }
 }
 
-// serde passes a reference.
-#[allow(clippy::trivially_copy_pass_by_ref)]
 fn is_zero(count: &usize) -> bool {
     *count == 0
 }
