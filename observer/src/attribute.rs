@@ -4,13 +4,14 @@
 //! different services (an HTTP proxy routes by host, whatever the address). Both are recorded, each on the service that it
 //! names; which of them counts is the planner's business.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use crate::mesh_index::{Destination, MeshIndex, Target};
 use crate::model::graph::{
-    Dependency, DirectCall, Evidence, GRAPH_VERSION, Graph, PortUse, Unresolved, UnresolvedReason,
-    WorkloadNode,
+    Dependency, DirectCall, Evidence, GRAPH_VERSION, Graph, Pods, PortUse, Unattributed, Unresolved,
+    UnresolvedReason, WorkloadNode,
 };
 use crate::model::mesh::PortProtocol;
 use crate::model::names::{Host, Namespace, WorkloadRef};
@@ -34,26 +35,53 @@ pub struct Flow {
     pub host_unknown: bool,
     /// No connect was seen, but a connection that was open since before the watch.
     pub existing: bool,
+    /// Beside those that named the hosts, there was a connection or a request that named none, or an address.
+    pub unnamed: bool,
 }
 
-/// Makes the graph. The order of `flows` does not matter, nor how the connections of a workload are spread over them.
-pub fn attribute(index: &MeshIndex<'_>, flows: &[Flow]) -> Graph {
-    let mut collected: BTreeMap<WorkloadRef, Collected> = BTreeMap::new();
-    for pod in index.mesh().pods.values().filter(|pod| !pod.host_network) {
-        collected.entry(pod.workload.clone()).or_default();
+impl Flow {
+    /// Takes over what another flow from the same source to the same destination says.
+    pub fn merge(&mut self, other: &Self) {
+        // Put together, the hosts no longer tell that one of the two had none.
+        self.unnamed |= other.unnamed || self.hosts.is_empty() || other.hosts.is_empty();
+        self.hosts.extend(other.hosts.iter().cloned());
+        self.names.extend(other.names.iter().cloned());
+        self.connects = self.connects.saturating_add(other.connects);
+        self.host_unknown |= other.host_unknown;
+        self.existing |= other.existing;
     }
+}
+
+/// Makes the graph: of the workloads that were `watched` (with how many pods), and of the sources of flows. The order of
+/// `flows` does not matter, nor how the connections of a workload are spread over them.
+pub fn attribute(index: &MeshIndex<'_>, flows: &[Flow], watched: &BTreeMap<WorkloadRef, usize>) -> Graph {
+    let mut merged: BTreeMap<(&WorkloadRef, IpAddr, u16), Flow> = BTreeMap::new();
     for flow in flows {
-        collected.entry(flow.source.clone()).or_default().add(index, flow);
+        match merged.entry((&flow.source, flow.address.to_canonical(), flow.port)) {
+            Entry::Vacant(free) => drop(free.insert(flow.clone())),
+            Entry::Occupied(mut known) => known.get_mut().merge(flow),
+        }
+    }
+    let mut collected: BTreeMap<&WorkloadRef, Collected> =
+        watched.keys().map(|workload| (workload, Collected::default())).collect();
+    for ((source, ..), flow) in &merged {
+        collected.entry(source).or_default().add(index, flow);
     }
     let mut graph = Graph {
         version: GRAPH_VERSION,
         workloads: Vec::new(),
         unresolved: Vec::new(),
         losses: BTreeMap::new(),
+        unattributed: Unattributed::default(),
     };
+    let known = index.mesh().live_pods();
     for (workload, collected) in collected {
-        graph.unresolved.extend(collected.unresolved_of(&workload));
-        graph.workloads.push(collected.into_node(workload));
+        graph.unresolved.extend(collected.unresolved_of(workload));
+        let pods = Pods {
+            watched: watched.get(workload).copied().unwrap_or(0),
+            known: known.get(workload).copied().unwrap_or(0),
+        };
+        graph.workloads.push(collected.into_node(workload.clone(), pods));
     }
     graph
 }
@@ -62,7 +90,7 @@ pub fn attribute(index: &MeshIndex<'_>, flows: &[Flow]) -> Graph {
 #[derive(Default)]
 struct Collected {
     dependencies: BTreeMap<(Host, Namespace), BTreeMap<u16, PortUse>>,
-    direct: BTreeSet<DirectCall>,
+    direct: BTreeMap<(WorkloadRef, IpAddr, u16), DirectCall>,
     unresolved: BTreeMap<(IpAddr, u16, UnresolvedReason), (BTreeSet<Host>, u64)>,
 }
 
@@ -74,6 +102,8 @@ impl Collected {
         let address = flow.address.to_canonical();
         let destination = index.destination(address, flow.port);
         let (named, unknown_hosts) = name_services(index, flow, &destination);
+        // Hosts that are all known say what was meant, even where the address does not.
+        let by_host = !named.is_empty() && unknown_hosts.is_empty() && !flow.host_unknown && !flow.unnamed;
         let mut said = Said::new();
 
         let reason = match destination {
@@ -84,44 +114,62 @@ impl Collected {
                 for target in targets {
                     let port_use = entry(&mut said, &target, target.protocol);
                     port_use.seen.insert(Evidence::Address(address));
-                    port_use.address_only |= named.is_empty() || flow.host_unknown;
+                    port_use.address_only |= !by_host;
                     port_use.unknown_hosts.extend(unknown_hosts.iter().cloned());
                 }
                 note_hosts(&mut said, &named, listener);
                 None
             }
             Destination::AmbiguousServices(targets) => {
-                // A host that names one of the claimants tells which was meant; without one it stays open.
-                let meant: Vec<_> = targets
-                    .into_iter()
-                    .filter(|target| named.iter().any(|(_, n)| n.service.host == target.service.host))
+                let claims = |host: &Host| targets.iter().any(|target| target.service.host == *host);
+                let asked: BTreeMap<&Host, &Host> = asked_services(index, flow)
+                    .map(|(name, target)| (&target.service.host, name))
+                    .filter(|(host, _)| claims(host))
                     .collect();
-                for target in &meant {
+                let told = by_host && named.iter().all(|(_, target)| claims(&target.service.host));
+                for target in &targets {
+                    let host = &target.service.host;
+                    let is_named = named.iter().any(|(_, named)| named.service.host == *host);
+                    // Where nothing tells which was meant, any may have been: too many in scope break no call.
+                    if (told || !asked.is_empty()) && !is_named && !asked.contains_key(host) {
+                        continue;
+                    }
                     let port_use = entry(&mut said, target, target.protocol);
                     port_use.seen.insert(Evidence::Address(address));
+                    port_use.seen.extend(asked.get(host).map(|name| Evidence::DnsName((*name).clone())));
+                    port_use.address_only |= !by_host;
+                    port_use.unknown_hosts.extend(unknown_hosts.iter().cloned());
                 }
                 note_hosts(&mut said, &named, None);
-                Some(UnresolvedReason::AmbiguousAddress)
+                (!told && asked.is_empty()).then_some(UnresolvedReason::AmbiguousAddress)
             }
             Destination::Pod(_, pod) => {
-                self.direct.insert(DirectCall { workload: pod.workload.clone(), address, port: flow.port });
+                self.direct.insert(
+                    (pod.workload.clone(), address, flow.port),
+                    DirectCall {
+                        workload: pod.workload.clone(),
+                        address,
+                        port: flow.port,
+                        connects: flow.connects,
+                        host_unknown: flow.host_unknown,
+                        unknown_hosts: unknown_hosts.clone(),
+                    },
+                );
                 note_hosts(&mut said, &named, None);
                 None
             }
             Destination::AmbiguousPods => {
                 note_hosts(&mut said, &named, None);
-                Some(UnresolvedReason::AmbiguousAddress)
+                (!by_host).then_some(UnresolvedReason::AmbiguousAddress)
             }
             Destination::Unknown => {
                 note_hosts(&mut said, &named, None);
                 let asked = note_names(&mut said, index, flow, address);
-                (!asked).then_some(UnresolvedReason::UnknownAddress)
+                (!asked && !by_host).then_some(UnresolvedReason::UnknownAddress)
             }
         };
 
-        // Hosts that are all known say what was meant, even where the address does not.
-        let by_host = !named.is_empty() && unknown_hosts.is_empty() && !flow.host_unknown;
-        if let Some(reason) = reason.filter(|_| !by_host) {
+        if let Some(reason) = reason {
             let key = (address, flow.port, reason);
             let (hosts, connects) = self.unresolved.entry(key).or_default();
             hosts.extend(unknown_hosts);
@@ -130,7 +178,7 @@ impl Collected {
         for ((host, namespace, port), mut port_use) in said {
             port_use.connects = flow.connects;
             port_use.host_unknown = flow.host_unknown;
-            port_use.existing = flow.existing;
+            port_use.existing = flow.existing && flow.connects == 0;
             let key = (host.clone(), namespace.clone());
             let ports = self.dependencies.entry(key).or_default();
             match ports.get_mut(&port) {
@@ -154,14 +202,15 @@ impl Collected {
             .collect()
     }
 
-    fn into_node(self, workload: WorkloadRef) -> WorkloadNode {
+    fn into_node(self, workload: WorkloadRef, pods: Pods) -> WorkloadNode {
         let dependencies = self.dependencies.into_iter();
         WorkloadNode {
             workload,
+            pods,
             dependencies: dependencies
                 .map(|((host, namespace), ports)| Dependency { host, namespace, ports })
                 .collect(),
-            direct: self.direct.into_iter().collect(),
+            direct: self.direct.into_values().collect(),
         }
     }
 }
@@ -185,20 +234,7 @@ fn name_services<'f, 'm>(
             Destination::Services(targets) => targets.iter().find(same_service).copied(),
             _ => None,
         };
-        // A request may name an address; the proxy knows a service by its own one, too.
-        let by_address = || {
-            let address: IpAddr = host.as_str().parse().ok()?;
-            match index.destination(address, flow.port) {
-                Destination::Services(targets) => match targets.as_slice() {
-                    [only] => Some(*only),
-                    _ => None,
-                },
-                _ => None,
-            }
-        };
-        let found = at_address
-            .or_else(|| index.service_named(host, &flow.source.namespace, flow.port))
-            .or_else(by_address);
+        let found = at_address.or_else(|| index.service_named(host, &flow.source.namespace, flow.port));
         match found {
             Some(target) => named.push((host, target)),
             None => drop(unknown.insert(host.clone())),
@@ -220,16 +256,24 @@ fn note_hosts<'m>(said: &mut Said<'m>, named: &[(&Host, Target<'m>)], listener: 
 /// connection to an external database, say). False: there are none.
 fn note_names<'m>(said: &mut Said<'m>, index: &MeshIndex<'m>, flow: &Flow, address: IpAddr) -> bool {
     let mut found = false;
-    for name in &flow.names {
-        if let Some(target) = index.service_named(name, &flow.source.namespace, flow.port) {
-            let port_use = entry(said, &target, target.protocol);
-            port_use.seen.insert(Evidence::Address(address));
-            port_use.seen.insert(Evidence::DnsName(name.clone()));
-            port_use.address_only = true;
-            found = true;
-        }
+    for (name, target) in asked_services(index, flow) {
+        let port_use = entry(said, &target, target.protocol);
+        port_use.seen.insert(Evidence::Address(address));
+        port_use.seen.insert(Evidence::DnsName(name.clone()));
+        port_use.address_only = true;
+        found = true;
     }
     found
+}
+
+/// The services by whose names the workload had asked for the address.
+fn asked_services<'f, 'm>(
+    index: &MeshIndex<'m>,
+    flow: &'f Flow,
+) -> impl Iterator<Item = (&'f Host, Target<'m>)> {
+    flow.names.iter().filter_map(|name| {
+        index.service_named(name, &flow.source.namespace, flow.port).map(|target| (name, target))
+    })
 }
 
 fn entry<'s, 'm>(said: &'s mut Said<'m>, target: &Target<'m>, protocol: PortProtocol) -> &'s mut PortUse {

@@ -25,7 +25,7 @@ pub enum HeadError {
 pub enum RequestHost {
     /// A name.
     Name(Host),
-    /// An address in place of a name: it says no more than the socket's destination.
+    /// An address in place of a name. No service is looked up by it: the socket's destination counts, as where none is named.
     Address(IpAddr),
     /// The head is complete and names none (HTTP/1.0).
     None,

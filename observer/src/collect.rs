@@ -30,6 +30,8 @@ pub struct Observed {
     pub hosts: BTreeSet<Host>,
     /// There was a request whose host is not known.
     pub host_unknown: bool,
+    /// There was a request that named no host, or an address in its place.
+    pub unnamed: bool,
     /// Names by which a DNS server had told the namespace this address when it was connected to.
     pub names: BTreeSet<Host>,
     /// Time of the last connect that was looked up in DNS answers; nanoseconds of CLOCK_MONOTONIC.
@@ -102,14 +104,16 @@ impl Collector {
         let outcome = self.heads.feed(event, piece, |socket, key| evicted = Some((socket, key)));
         if let Some((socket, key)) = evicted {
             self.count(Loss::Head(Unreadable::Crowded));
-            self.told(socket, key, None);
+            self.told(socket, key, Told::Unknown);
         }
         match outcome {
-            Outcome::Host(host) => self.told(event.socket, event.key, Some(host)),
+            Outcome::Host(host) => self.told(event.socket, event.key, Told::Host(host)),
+            // Later pieces of a head whose host has been told come to this as well, and only first ones say it of themselves.
+            Outcome::NoName if event.offset == 0 => self.told(event.socket, event.key, Told::Unnamed),
             Outcome::NoName | Outcome::Waiting => {}
             Outcome::Unreadable(why) => {
                 self.count(Loss::Head(why));
-                self.told(event.socket, event.key, None);
+                self.told(event.socket, event.key, Told::Unknown);
             }
         }
     }
@@ -160,7 +164,7 @@ impl Collector {
     pub fn finish(&mut self) {
         for (socket, key) in self.heads.give_up() {
             self.count(Loss::Head(Unreadable::MissingPiece));
-            self.told(socket, key, None);
+            self.told(socket, key, Told::Unknown);
         }
     }
 
@@ -201,9 +205,16 @@ impl Collector {
 
     fn told_of(&mut self, key: EdgeKey, told: Told) {
         let observed = self.edges.entry(key).or_default();
-        let Some(host) = told else {
-            observed.host_unknown = true;
-            return;
+        let host = match told {
+            Told::Host(host) => host,
+            Told::Unnamed => {
+                observed.unnamed = true;
+                return;
+            }
+            Told::Unknown => {
+                observed.host_unknown = true;
+                return;
+            }
         };
         if observed.hosts.len() < MAX_HOSTS_PER_EDGE {
             self.hosts += usize::from(observed.hosts.insert(host));
@@ -301,6 +312,30 @@ mod tests {
                 (Loss::Head(Unreadable::MissingPiece), 1)
             ])
         );
+    }
+
+    #[test]
+    fn a_request_that_names_no_name_is_remembered_beside_one_that_does() {
+        let mut collector = Collector::default();
+        let named = b"GET / HTTP/1.1\r\nHost: a\r\n".as_slice();
+        for (port, second) in [
+            (1, b"GET / HTTP/1.0\r\n\r\n".as_slice()),
+            (2, b"GET / HTTP/1.1\r\nHost: 10.0.0.1\r\n\r\n"),
+            (3, named),
+        ] {
+            collector.head(&head(port, 1), named);
+            collector.head(&head(port, 2), second);
+        }
+        // The rest of a head whose host was told.
+        collector.head(&HeadEvent { offset: named.len() as u16, ..head(3, 1) }, b"Cookie: b\r\n\r\n");
+        let unnamed: BTreeSet<u16> = collector
+            .edges()
+            .iter()
+            .filter(|(_, observed)| observed.unnamed)
+            .map(|(key, _)| key.port)
+            .collect();
+        assert_eq!(unnamed, BTreeSet::from([1, 2]));
+        assert!(collector.losses().is_empty());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Meshes and flows for tests, written as people would: Kubernetes objects in YAML.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::attribute::Flow;
 use crate::inventory::Builder;
@@ -41,7 +41,13 @@ pub(crate) fn flow(source: &str, address: &str, port: u16, hosts: &[&str]) -> Fl
         connects: 1,
         host_unknown: false,
         existing: false,
+        unnamed: false,
     }
+}
+
+/// All pods of all workloads that have one.
+pub(crate) fn all_watched(mesh: &Mesh) -> BTreeMap<WorkloadRef, usize> {
+    mesh.live_pods().into_iter().map(|(workload, pods)| (workload.clone(), pods)).collect()
 }
 
 /// A Deployment in `default` with the labels `app` and `version`, and one pod of it.

@@ -35,6 +35,55 @@ pub struct Inventory {
     pub objects: usize,
     /// Objects of kinds that are not read, by kind.
     pub skipped: BTreeMap<String, usize>,
+    /// Objects that are not read though they bear on what a Sidecar does, by kind.
+    pub ignored: BTreeMap<Ignored, usize>,
+}
+
+/// A kind that is not read (yet) and that bears on what a Sidecar does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Ignored {
+    /// Another Sidecar.
+    Sidecar,
+    /// Routes of a host to other hosts.
+    VirtualService,
+    /// Which servers refuse plain text.
+    PeerAuthentication,
+}
+
+impl Ignored {
+    fn of(group: &str, kind: &str) -> Option<Self> {
+        match (group, kind) {
+            ("networking.istio.io", "Sidecar") => Some(Self::Sidecar),
+            ("networking.istio.io", "VirtualService") => Some(Self::VirtualService),
+            ("security.istio.io", "PeerAuthentication") => Some(Self::PeerAuthentication),
+            _ => None,
+        }
+    }
+
+    /// Its name in Kubernetes.
+    pub fn kind(self) -> &'static str {
+        match self {
+            Self::Sidecar => "Sidecar",
+            Self::VirtualService => "VirtualService",
+            Self::PeerAuthentication => "PeerAuthentication",
+        }
+    }
+
+    /// What follows from its not being read, for people.
+    pub fn consequence(self) -> &'static str {
+        match self {
+            Self::Sidecar => {
+                "one that selects the same pods as a Sidecar written here takes effect in its place, or the other way round: \
+                 istiod takes the older one; what a namespace's default says besides egress is not copied"
+            }
+            Self::VirtualService => {
+                "its hosts are not followed: a host that only a VirtualService has is not put into a Sidecar"
+            }
+            Self::PeerAuthentication => {
+                "where it is STRICT, calls to a service that is not in the caller's Sidecar are refused, not passed through"
+            }
+        }
+    }
 }
 
 /// Why an inventory cannot be read.
@@ -99,6 +148,7 @@ impl fmt::Display for LineOf {
 pub struct Builder {
     objects: BTreeMap<ObjectId, Listed>,
     skipped: BTreeMap<String, usize>,
+    ignored: BTreeMap<Ignored, usize>,
 }
 
 /// Kind, namespace and name: what makes an object the same.
@@ -185,7 +235,11 @@ impl Builder {
                 *self.skipped.entry(format!("{kind}.{group}")).or_default() += 1;
                 return Ok(());
             }
-            (_, kind) => {
+            (group, kind) => {
+                if let Some(ignored) = Ignored::of(group, kind) {
+                    *self.ignored.entry(ignored).or_default() += 1;
+                    return Ok(());
+                }
                 *self.skipped.entry(kind.to_owned()).or_default() += 1;
                 return Ok(());
             }
@@ -228,15 +282,14 @@ impl Builder {
         let count = self.objects.len();
         for (id, listed) in self.objects {
             match listed.object {
-                Object::Namespace(object) => {
+                Object::Namespace(_) => {
                     // A namespace's name is a label, which is less than other objects may have.
-                    let name = Namespace::new(id.name.as_str()).map_err(|err| InventoryError::Field {
+                    Namespace::new(id.name.as_str()).map_err(|err| InventoryError::Field {
                         file: listed.file,
                         object: id.to_string(),
                         field: "metadata.name".to_owned(),
                         problem: err.to_string(),
                     })?;
-                    mesh.namespaces.insert(name, object.metadata.labels.to_labels());
                 }
                 Object::Pod(pod) => workloads.add_pod(pod),
                 Object::Controller(controller) => workloads.add_controller(id.kind, controller),
@@ -248,7 +301,7 @@ impl Builder {
         }
         mesh.services = services.finish();
         workloads.finish(&mut mesh);
-        Ok(Inventory { mesh, objects: count, skipped: self.skipped })
+        Ok(Inventory { mesh, objects: count, skipped: self.skipped, ignored: self.ignored })
     }
 }
 

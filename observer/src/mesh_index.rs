@@ -1,6 +1,7 @@
 //! Lookups over a [`Mesh`]: whose address is this, and which service does this host name?
 //!
-//! Every answer that could be one of several says so; nothing here picks one because it came first.
+//! An address that could be one of several's says so. Of several objects with one host, the one that istiod would take is
+//! found; nothing here picks one because it came first.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -41,7 +42,7 @@ pub enum PodAt<'m> {
     /// None in the mesh.
     None,
     /// This one.
-    Pod(&'m Pod),
+    Pod(&'m PodRef, &'m Pod),
     /// Several live pods claim it; which one it is cannot be told.
     Ambiguous,
 }
@@ -123,7 +124,7 @@ impl<'m> MeshIndex<'m> {
         }
         match self.pods.get(&address).map(Vec::as_slice) {
             None | Some([]) => PodAt::None,
-            Some([(_, pod)]) => PodAt::Pod(pod),
+            Some([(name, pod)]) => PodAt::Pod(name, pod),
             Some(_) => PodAt::Ambiguous,
         }
     }

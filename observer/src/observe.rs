@@ -1,7 +1,6 @@
 //! `sidescope observe`: the whole pipeline in one process, on one machine, over a file of Kubernetes objects.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fmt::Write as _;
 use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -19,7 +18,7 @@ use crate::collect::{Collector, address};
 use crate::input::read_inventory;
 use crate::inventory::Inventory;
 use crate::mesh_index::MeshIndex;
-use crate::model::graph::Graph;
+use crate::model::graph::{Graph, Unattributed};
 use crate::namespaces::{Part, Summary};
 use crate::output::{self, Results};
 use crate::plan::{Plan, plan};
@@ -28,7 +27,7 @@ use crate::progress::{Progress, Snapshot};
 use crate::render;
 use crate::report::{Style, tree};
 use crate::scan::{Found, ScanError};
-use crate::sources::{Sources, Unattributed};
+use crate::sources::Sources;
 
 mod scans;
 
@@ -80,11 +79,11 @@ pub async fn run(args: &Observe) -> Result<(), Failure> {
         index: &index,
     };
     watch.until_told(&mut stop, args.duration).await.map_err(Failure::Run)?;
-    let outcome = watch.finish().await.map_err(Failure::Run)?;
-    let plan = plan(&outcome.graph, &inventory.mesh);
-    let written = write_results(args, &outcome.graph, &plan);
+    let graph = watch.finish().await.map_err(Failure::Run)?;
+    let plan = plan(&graph, &inventory.mesh);
+    let written = write_results(args, &graph, &plan);
     // What was learnt in hours is shown even where it cannot be written.
-    print_report(&outcome, &plan).map_err(Failure::Run)?;
+    print_report(&graph, &plan).map_err(Failure::Run)?;
     written.map_err(Failure::Run)
 }
 
@@ -120,6 +119,14 @@ fn report_inventory(inventory: &Inventory) {
     for (kind, count) in &inventory.skipped {
         warn!(%kind, count, "objects of a kind that is not used were skipped");
     }
+    for (ignored, count) in &inventory.ignored {
+        warn!(
+            kind = ignored.kind(),
+            count,
+            consequence = ignored.consequence(),
+            "objects that matter were not read"
+        );
+    }
 }
 
 /// What is needed while watching.
@@ -133,12 +140,6 @@ struct Watch<'m> {
     /// Namespaces whose addresses were asked for; those of an ended one will never be known. Bounded as the edges are.
     looked_for: HashSet<u64>,
     index: &'m MeshIndex<'m>,
-}
-
-/// What the watch led to.
-struct Outcome {
-    graph: Graph,
-    unattributed: Unattributed,
 }
 
 impl Watch<'_> {
@@ -241,7 +242,7 @@ impl Watch<'_> {
 
     fn snapshot(&self, elapsed: Duration) -> Result<Snapshot, ProbeError> {
         let (flows, unattributed) = self.flows();
-        let graph = attribute(self.index, &flows);
+        let graph = attribute(self.index, &flows, &self.sources.watched(self.index));
         Ok(Snapshot {
             elapsed,
             connections: self.probes.counter(Counter::Connects)?,
@@ -251,7 +252,7 @@ impl Watch<'_> {
         })
     }
 
-    async fn finish(&mut self) -> anyhow::Result<Outcome> {
+    async fn finish(&mut self) -> anyhow::Result<Graph> {
         let collector = &mut self.collector;
         self.probes.end(|record| collect(collector, record));
         self.collector.sweep(self.probes.edges()?);
@@ -261,15 +262,16 @@ impl Watch<'_> {
         }
         self.collector.finish();
         let (flows, unattributed) = self.flows();
-        let mut graph = attribute(self.index, &flows);
+        let mut graph = attribute(self.index, &flows, &self.sources.watched(self.index));
+        graph.unattributed = unattributed;
         graph.losses = self.losses()?;
-        if self.probes.counter(Counter::Connects)? == 0 {
-            warn!(cgroup = %self.cgroup.display(), "no workload has connected to anything while it was watched");
+        if self.collector.edges().is_empty() {
+            warn!(cgroup = %self.cgroup.display(), "no connection of a workload was seen");
         }
         for (cause, count) in &graph.losses {
             warn!(%cause, count, "not all could be seen: graph.json counts it, and marks the edges as far as they are known");
         }
-        Ok(Outcome { graph, unattributed })
+        Ok(graph)
     }
 
     /// What was lost, in the kernel and here; only causes that occurred.
@@ -327,19 +329,9 @@ fn write_results(args: &Observe, graph: &Graph, plan: &Plan) -> anyhow::Result<(
     Ok(())
 }
 
-fn print_report(outcome: &Outcome, plan: &Plan) -> anyhow::Result<()> {
+fn print_report(graph: &Graph, plan: &Plan) -> anyhow::Result<()> {
     let mut stdout = std::io::stdout();
     let style = if stdout.is_terminal() { Style::coloured() } else { Style::plain() };
-    let mut text = tree(&outcome.graph, plan, style);
-    let Unattributed { unknown, ambiguous, foreign } = outcome.unattributed;
-    for (count, what) in [
-        (foreign, "from outside the inventory's pods (not part of the graph)"),
-        (unknown, "from a network namespace that was gone before its address was known"),
-        (ambiguous, "from an address that several pods claim"),
-    ] {
-        if count > 0 {
-            writeln!(text, "{count} edges {what}")?;
-        }
-    }
+    let text = tree(graph, plan, style);
     stdout.write_all(text.as_bytes()).context("cannot print the report")
 }

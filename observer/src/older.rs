@@ -12,8 +12,16 @@ const MAX_SOCKETS: usize = 32_768;
 /// What is kept of sockets that are not listed yet, at most.
 const MAX_WAITING: usize = 4_096;
 
-/// What a request on a connection told: its host, or that it cannot be known.
-pub type Told = Option<Host>;
+/// What a request on a connection told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// It named this host.
+    Host(Host),
+    /// It named none, or an address.
+    Unnamed,
+    /// It may have named one, which cannot be known.
+    Unknown,
+}
 
 /// What is known of older connections.
 #[derive(Debug, Default)]
@@ -71,17 +79,17 @@ mod tests {
     }
 
     fn host(name: &str) -> Told {
-        Some(Host::new(name).unwrap())
+        Told::Host(Host::new(name).unwrap())
     }
 
     #[test]
     fn what_was_told_before_the_socket_was_listed_is_kept_once() {
         let mut older = Older::default();
-        for told in [host("a"), host("a"), None, host("b")] {
+        for told in [host("a"), host("a"), Told::Unknown, host("b")] {
             assert!(older.keep(7, told));
         }
         assert_eq!(older.edge(7), None);
-        assert_eq!(older.listed(7, edge(80)), [host("a"), None, host("b")]);
+        assert_eq!(older.listed(7, edge(80)), [host("a"), Told::Unknown, host("b")]);
         assert_eq!(older.edge(7), Some(edge(80)));
         assert_eq!((older.listed(7, edge(80)), older.waiting()), (Vec::new(), 0));
     }
@@ -89,7 +97,7 @@ mod tests {
     #[test]
     fn what_is_kept_is_bounded() {
         let mut older = Older::default();
-        let kept = (0..MAX_WAITING as u64 * 2).filter(|socket| older.keep(*socket, None)).count();
+        let kept = (0..MAX_WAITING as u64 * 2).filter(|socket| older.keep(*socket, Told::Unnamed)).count();
         assert_eq!(kept, MAX_WAITING);
         for socket in 0..MAX_SOCKETS as u64 * 2 {
             older.listed(socket, edge(80));

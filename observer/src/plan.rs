@@ -1,6 +1,7 @@
 //! From the dependency graph to Sidecars, and to a verdict on every workload that was watched.
 
 mod evidence;
+mod incomplete;
 mod naming;
 mod selector;
 
@@ -10,13 +11,15 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use crate::model::graph::{Graph, WorkloadNode};
+use crate::model::graph::{Graph, Pods, WorkloadNode};
 use crate::model::mesh::{Labels, Mesh};
 use crate::model::names::{Host, Namespace, WorkloadRef};
 use crate::model::sidecar::{
     API_VERSION, Egress, EgressHost, KIND, MANAGED_BY, Metadata, Sidecar, Spec, WorkloadSelector,
 };
 use evidence::Registry;
+use incomplete::Doubts;
+pub use incomplete::Incomplete;
 use selector::{LabelIndex, Owner, Selected};
 
 /// What to write, and why there is nothing to write for the rest.
@@ -26,6 +29,8 @@ pub struct Plan {
     pub sidecars: Vec<Sidecar>,
     /// One verdict for each Sidecar, and for each workload that gets none; in the order of namespaces and names.
     pub verdicts: Vec<WorkloadVerdict>,
+    /// Workloads that were not judged, because no pod of them was watched.
+    pub not_judged: usize,
 }
 
 /// What was decided on a workload.
@@ -37,6 +42,8 @@ pub struct WorkloadVerdict {
     pub name: String,
     /// The controllers that it stands for, such as the Deployments of three versions.
     pub workloads: Vec<WorkloadRef>,
+    /// Their pods.
+    pub pods: Pods,
     /// What was decided.
     pub decision: Decision,
     /// How many services its proxies are sent.
@@ -46,10 +53,24 @@ pub struct WorkloadVerdict {
 /// Whether there is a Sidecar, or what stands in the way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// A Sidecar of this name selects it.
-    Sidecar(String),
-    /// No service was seen that it depends on. What happens to such a workload is policy.
+    /// A Sidecar selects it.
+    Sidecar {
+        /// Its name.
+        name: String,
+        /// Hosts that are in it although nobody was seen to call them: without them, istiod would have their connections go
+        /// to a service without an address on the same port.
+        sharing: BTreeSet<Host>,
+        /// Why there may be more that the workload calls.
+        incomplete: Vec<Incomplete>,
+    },
+    /// It was not seen to call anything. What happens to such a workload is policy.
     NothingObserved,
+    /// It calls, but nothing of that could be attributed to a service.
+    OnlyUnresolved,
+    /// It calls pods at their own addresses, and nothing else.
+    OnlyDirect,
+    /// What was seen names services and does not show that the proxy sends anything to them.
+    NothingCounts,
     /// Its pods have no label that a selector could be made from.
     NoLabels,
     /// Its labels select pods of other workloads as well.
@@ -70,25 +91,21 @@ pub struct ScopeCount {
     pub after: usize,
 }
 
-impl WorkloadVerdict {
-    /// The decision and its reason, for people.
-    pub fn reason(&self) -> String {
-        self.decision.to_string()
-    }
-}
-
-impl fmt::Display for WorkloadVerdict {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}: {}", self.namespace, self.name, self.decision)
-    }
-}
-
 impl fmt::Display for Decision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Sidecar(name) => write!(f, "Sidecar {name}"),
+            Self::Sidecar { name, .. } => write!(f, "Sidecar {name}"),
             Self::NothingObserved => f.write_str(
                 "no Sidecar: nothing observed that it calls (what happens to such a workload is policy)",
+            ),
+            Self::OnlyUnresolved => f.write_str(
+                "no Sidecar: it calls what could not be attributed to a service, and no other (complete the inventory)",
+            ),
+            Self::OnlyDirect => f.write_str(
+                "no Sidecar: it calls pods at their own addresses only, which a Sidecar does not bear on",
+            ),
+            Self::NothingCounts => f.write_str(
+                "no Sidecar: nothing shows that its proxy sends anything to the services that it names (their ports are routed by address)",
             ),
             Self::NoLabels => f.write_str(
                 "no Sidecar: its pods have no label that could select them; give its pod template one",
@@ -112,22 +129,70 @@ impl fmt::Display for Decision {
 pub fn plan(graph: &Graph, mesh: &Mesh) -> Plan {
     let registry = Registry::new(mesh);
     let labels = LabelIndex::new(mesh);
+    // Their pods have no sidecar.
+    let on_node_network: BTreeSet<_> =
+        mesh.pods.values().filter(|pod| pod.host_network).map(|pod| &pod.workload).collect();
     let nodes: BTreeMap<&WorkloadRef, &WorkloadNode> =
         graph.workloads.iter().map(|node| (&node.workload, node)).collect();
 
+    let doubts = Doubts::new(graph);
+    let known = mesh.live_pods();
+
     let mut drafts = Vec::new();
-    for ((namespace, name), group) in selector::groups(mesh, nodes.keys().copied()) {
-        let watched: Vec<_> = group.iter().filter_map(|owner| nodes.get(owner.workload)).collect();
+    let mut not_judged = 0;
+    for ((namespace, name), owners) in selector::groups(mesh, nodes.keys().copied()) {
+        let watched: Vec<_> = owners.iter().filter_map(|owner| nodes.get(owner.workload).copied()).collect();
         if watched.is_empty() {
+            not_judged += owners.iter().filter(|owner| !on_node_network.contains(owner.workload)).count();
             continue;
         }
         let mut hosts = BTreeSet::new();
-        for node in watched {
+        for node in &watched {
             registry.hosts_of(node, &mut hosts);
         }
-        draft(&mut drafts, &labels, &namespace, &name, &group, &hosts);
+        let group = Group {
+            pods: Pods {
+                watched: watched.iter().map(|node| node.pods.watched).sum(),
+                known: owners.iter().filter_map(|owner| known.get(owner.workload)).sum(),
+            },
+            none: nothing(&watched, &doubts),
+            sharing: registry.add_sharing(&mut hosts),
+            incomplete: doubts.of(&watched),
+            namespace,
+            name,
+            owners,
+            hosts,
+        };
+        group.draft(&mut drafts, &labels);
     }
-    finish(drafts, registry.host_count())
+    Plan { not_judged, ..finish(drafts, registry.host_count()) }
+}
+
+/// Why there is no host.
+fn nothing(watched: &[&WorkloadNode], doubts: &Doubts<'_>) -> Decision {
+    if doubts.any_unresolved(watched) {
+        Decision::OnlyUnresolved
+    } else if watched.iter().any(|node| !node.dependencies.is_empty()) {
+        Decision::NothingCounts
+    } else if watched.iter().any(|node| !node.direct.is_empty()) {
+        Decision::OnlyDirect
+    } else {
+        Decision::NothingObserved
+    }
+}
+
+/// A canonical workload. All owners of it get what any of them was seen to need, so that a new version starts with what the
+/// old one was learnt to call.
+struct Group<'a> {
+    namespace: Namespace,
+    name: String,
+    owners: Vec<Owner<'a>>,
+    pods: Pods,
+    hosts: BTreeSet<Host>,
+    sharing: BTreeSet<Host>,
+    incomplete: Vec<Incomplete>,
+    /// The decision where there are no hosts.
+    none: Decision,
 }
 
 /// A verdict that lacks only the name of its Sidecar.
@@ -135,41 +200,49 @@ struct Draft {
     namespace: Namespace,
     name: String,
     workloads: Vec<WorkloadRef>,
-    outcome: Result<(Labels, BTreeSet<Host>), Decision>,
+    pods: Pods,
+    outcome: Result<Wanted, Decision>,
 }
 
-/// Decides on one canonical workload. All owners of it get what any of them was seen to need, so that a new version starts
-/// with what the old one was learnt to call.
-fn draft(
-    drafts: &mut Vec<Draft>,
-    index: &LabelIndex<'_>,
-    namespace: &Namespace,
-    name: &str,
-    group: &[Owner<'_>],
-    hosts: &BTreeSet<Host>,
-) {
-    let mut add = |name: &str, owners: &[Owner<'_>], outcome| {
-        drafts.push(Draft {
-            namespace: namespace.clone(),
-            name: name.to_owned(),
-            workloads: owners.iter().map(|owner| owner.workload.clone()).collect(),
-            outcome,
-        });
-    };
-    if hosts.is_empty() {
-        return add(name, group, Err(Decision::NothingObserved));
-    }
-    if let Some(labels) = selector::shared(index, name, group) {
-        return add(name, group, Ok((labels, hosts.clone())));
-    }
-    for owner in group {
-        let outcome = match selector::own(index, owner) {
-            Selected::Only(labels) => Ok((labels, hosts.clone())),
-            Selected::NoLabels => Err(Decision::NoLabels),
-            Selected::Overlap { selector, others } => Err(Decision::Overlap { selector, others }),
+/// What a Sidecar is made of.
+struct Wanted {
+    labels: Labels,
+    hosts: BTreeSet<Host>,
+    sharing: BTreeSet<Host>,
+    incomplete: Vec<Incomplete>,
+}
+
+impl Group<'_> {
+    fn draft(&self, drafts: &mut Vec<Draft>, index: &LabelIndex<'_>) {
+        let mut add = |name: &str, owners: &[Owner<'_>], outcome: Result<Labels, Decision>| {
+            drafts.push(Draft {
+                namespace: self.namespace.clone(),
+                name: name.to_owned(),
+                workloads: owners.iter().map(|owner| owner.workload.clone()).collect(),
+                pods: self.pods,
+                outcome: outcome.map(|labels| Wanted {
+                    labels,
+                    hosts: self.hosts.clone(),
+                    sharing: self.sharing.clone(),
+                    incomplete: self.incomplete.clone(),
+                }),
+            });
         };
-        let name = if group.len() == 1 { name } else { &owner.workload.name };
-        add(name, std::slice::from_ref(owner), outcome);
+        if self.hosts.is_empty() {
+            return add(&self.name, &self.owners, Err(self.none.clone()));
+        }
+        if let Some(labels) = selector::shared(index, &self.name, &self.owners) {
+            return add(&self.name, &self.owners, Ok(labels));
+        }
+        for owner in &self.owners {
+            let outcome = match selector::own(index, owner) {
+                Selected::Only(labels) => Ok(labels),
+                Selected::NoLabels => Err(Decision::NoLabels),
+                Selected::Overlap { selector, others } => Err(Decision::Overlap { selector, others }),
+            };
+            let name = if self.owners.len() == 1 { &self.name } else { &owner.workload.name };
+            add(name, std::slice::from_ref(owner), outcome);
+        }
     }
 }
 
@@ -186,17 +259,18 @@ fn finish(mut drafts: Vec<Draft>, before: usize) -> Plan {
     for draft in drafts {
         let (decision, after) = match draft.outcome {
             Err(decision) => (decision, before),
-            Ok((labels, hosts)) => {
+            Ok(Wanted { labels, hosts, sharing, incomplete }) => {
                 let name = names.next().expect("one name for each draft with a Sidecar");
                 let after = hosts.len();
                 plan.sidecars.push(sidecar(name.clone(), draft.namespace.clone(), labels, hosts));
-                (Decision::Sidecar(name), after)
+                (Decision::Sidecar { name, sharing, incomplete }, after)
             }
         };
         plan.verdicts.push(WorkloadVerdict {
             namespace: draft.namespace,
             name: draft.name,
             workloads: draft.workloads,
+            pods: draft.pods,
             decision,
             scope: ScopeCount { before, after },
         });

@@ -5,7 +5,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
-use crate::model::graph::{Dependency, Evidence, Graph, PortUse, UnresolvedReason, WorkloadNode};
+use crate::model::graph::{
+    Dependency, DirectCall, Evidence, Graph, PortUse, Unattributed, UnresolvedReason, WorkloadNode,
+};
 use crate::model::mesh::PortProtocol;
 use crate::model::names::WorkloadRef;
 use crate::plan::{Decision, Plan, WorkloadVerdict};
@@ -60,15 +62,46 @@ pub fn tree(graph: &Graph, plan: &Plan, style: Style) -> String {
     for verdict in &plan.verdicts {
         let root = painted(style.workload, &format!("{}/{}", verdict.namespace, verdict.name));
         let members: Vec<_> = verdict.workloads.iter().filter_map(|w| nodes.get(w).copied()).collect();
-        push_line(&mut out, &format!("{root}{}", painted(style.detail, &kinds(verdict))));
-        let branches = dependencies(&members, style);
+        let kinds = painted(style.detail, &kinds(verdict));
+        push_line(&mut out, &format!("{root}{kinds}{}", partly(verdict, style)));
+        let mut branches = dependencies(&members, style);
         let none = || vec![Branch::leaf(painted(style.detail, "calls nothing that was seen"))];
-        draw(&mut out, &if branches.is_empty() { none() } else { branches }, "");
+        if branches.is_empty() {
+            branches = none();
+        }
+        branches.extend(doubts(verdict, style));
+        draw(&mut out, &branches, "");
     }
     scopes(&mut out, plan, style);
     without_sidecar(&mut out, plan, style);
     unresolved(&mut out, graph, style);
+    left_out(&mut out, graph, plan);
     out
+}
+
+/// What the figures of a workload leave out: pods on other machines.
+fn partly(verdict: &WorkloadVerdict, style: Style) -> String {
+    let (watched, known) = (verdict.pods.watched, verdict.pods.known);
+    if watched >= known {
+        return String::new();
+    }
+    painted(style.warning, &format!("  {watched} of {} watched", counted(known as u64, "pod", "pods")))
+}
+
+/// What is in scope beyond the dependencies, and what may be missing.
+fn doubts(verdict: &WorkloadVerdict, style: Style) -> Vec<Branch> {
+    let Decision::Sidecar { sharing, incomplete, .. } = &verdict.decision else {
+        return Vec::new();
+    };
+    let shared = (!sharing.is_empty()).then(|| {
+        let services = counted(sharing.len() as u64, "more service", "more services");
+        let text = format!("{services} in scope: without them, calls on a port of a service without an address would go astray");
+        Branch::leaf(painted(style.detail, &text))
+    });
+    let missing = incomplete
+        .iter()
+        .map(|reason| Branch::leaf(painted(style.warning, &format!("not complete: {reason}"))));
+    shared.into_iter().chain(missing).collect()
 }
 
 fn kinds(verdict: &WorkloadVerdict) -> String {
@@ -94,15 +127,31 @@ fn dependencies(members: &[&WorkloadNode], style: Style) -> Vec<Branch> {
             below: ports.iter().flat_map(|(port, uses)| port_lines(*port, uses, style)).collect(),
         }
     });
-    let direct: BTreeSet<_> = members.iter().flat_map(|node| &node.direct).collect();
-    let direct = direct.into_iter().map(|call| {
-        let socket = std::net::SocketAddr::new(call.address, call.port);
-        Branch::leaf(painted(
-            style.detail,
-            &format!("{} at its pod's address {socket}: passes by the Sidecar", call.workload),
-        ))
-    });
+    let mut direct: BTreeMap<_, Vec<&DirectCall>> = BTreeMap::new();
+    for call in members.iter().flat_map(|node| &node.direct) {
+        direct.entry((&call.workload, call.address, call.port)).or_default().push(call);
+    }
+    let direct = direct.values().filter_map(|calls| direct_call(calls, style));
     services.chain(direct).collect()
+}
+
+/// The calls of all members to one address.
+fn direct_call(calls: &[&DirectCall], style: Style) -> Option<Branch> {
+    let DirectCall { workload, address, port, .. } = calls.first()?;
+    let socket = std::net::SocketAddr::new(*address, *port);
+    let connects = calls.iter().fold(0_u64, |sum, call| sum.saturating_add(call.connects));
+    let connects = counted(connects, "connection", "connections");
+    let text = format!("{workload} at its pod's address {socket}: passes by the Sidecar ({connects})");
+    let unknown: BTreeSet<_> = calls.iter().flat_map(|call| &call.unknown_hosts).collect();
+    let mut below: Vec<_> = unknown
+        .into_iter()
+        .map(|host| format!("{port}: Host \"{host}\" is no service of the mesh"))
+        .collect();
+    if calls.iter().any(|call| call.host_unknown) {
+        below.push(format!("{port}: a host could not be read"));
+    }
+    let below = below.into_iter().map(|line| Branch::leaf(painted(style.warning, &line))).collect();
+    Some(Branch { text: painted(style.detail, &text), below })
 }
 
 fn port_lines(port: u16, uses: &[&PortUse], style: Style) -> Vec<Branch> {
@@ -117,7 +166,7 @@ fn port_lines(port: u16, uses: &[&PortUse], style: Style) -> Vec<Branch> {
             Evidence::Address(address) => format!("address {address}"),
             Evidence::Host(host) if tls => format!("SNI \"{host}\""),
             Evidence::DnsName(name) => format!("DNS name \"{name}\""),
-            Evidence::Host(host) => format!("Host \"{host}:{port}\""),
+            Evidence::Host(host) => format!("Host \"{host}\""),
         })
         .collect();
     let since =
@@ -152,7 +201,7 @@ fn word(protocol: PortProtocol) -> &'static str {
 
 fn scopes(out: &mut String, plan: &Plan, style: Style) {
     let narrowed: Vec<_> =
-        plan.verdicts.iter().filter(|verdict| matches!(verdict.decision, Decision::Sidecar(_))).collect();
+        plan.verdicts.iter().filter(|verdict| matches!(verdict.decision, Decision::Sidecar { .. })).collect();
     if narrowed.is_empty() {
         return;
     }
@@ -165,8 +214,11 @@ fn scopes(out: &mut String, plan: &Plan, style: Style) {
 }
 
 fn without_sidecar(out: &mut String, plan: &Plan, style: Style) {
-    let without: Vec<_> =
-        plan.verdicts.iter().filter(|verdict| !matches!(verdict.decision, Decision::Sidecar(_))).collect();
+    let without: Vec<_> = plan
+        .verdicts
+        .iter()
+        .filter(|verdict| !matches!(verdict.decision, Decision::Sidecar { .. }))
+        .collect();
     if without.is_empty() {
         return;
     }
@@ -174,7 +226,7 @@ fn without_sidecar(out: &mut String, plan: &Plan, style: Style) {
     let width = column(&without);
     for verdict in without {
         let name = painted(style.workload, &padded(verdict, width));
-        push_line(out, &format!("{name}  {}", verdict.reason()));
+        push_line(out, &format!("{name}  {}", verdict.decision));
     }
 }
 
@@ -203,12 +255,41 @@ fn unresolved(out: &mut String, graph: &Graph, style: Style) {
                 painted(style.warning, &socket.to_string()),
                 match entry.connects {
                     0 => "open since before the start".to_owned(),
-                    1 => "1 connection".to_owned(),
-                    count => format!("{count} connections"),
+                    count => counted(count, "connection", "connections"),
                 },
             ),
         );
     }
+}
+
+/// Counts of what is in no section above.
+fn left_out(out: &mut String, graph: &Graph, plan: &Plan) {
+    let Unattributed { unknown, ambiguous, foreign } = graph.unattributed;
+    let mut lines = Vec::new();
+    if plan.not_judged > 0 {
+        let (one, several) = ("workload has", "workloads have");
+        let workloads = counted(plan.not_judged as u64, one, several);
+        lines.push(format!("{workloads} no watched pod on this machine: not judged"));
+    }
+    for (count, what) in [
+        (foreign, "from outside the inventory's pods (not part of the graph)"),
+        (unknown, "from a network namespace that was gone before its address was known"),
+        (ambiguous, "from an address that several pods claim"),
+    ] {
+        if count > 0 {
+            lines.push(format!("{} {what}", counted(count as u64, "edge", "edges")));
+        }
+    }
+    if !lines.is_empty() {
+        out.push('\n');
+    }
+    for line in lines {
+        push_line(out, &line);
+    }
+}
+
+fn counted(count: u64, one: &str, several: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { several })
 }
 
 fn column(verdicts: &[&WorkloadVerdict]) -> usize {

@@ -1,5 +1,6 @@
 //! Whose connection it is: from a network namespace to the workload of its pod, and from edges to flows. Pure.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
@@ -8,18 +9,9 @@ use sidescope_common::EdgeKey;
 use crate::attribute::Flow;
 use crate::collect::{Observed, address};
 use crate::mesh_index::{MeshIndex, PodAt};
+use crate::model::graph::Unattributed;
+use crate::model::mesh::PodRef;
 use crate::model::names::WorkloadRef;
-
-/// Edges without a workload, by cause.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Unattributed {
-    /// No address of the namespace is known (yet).
-    pub unknown: usize,
-    /// Addresses of the namespace belong to several workloads.
-    pub ambiguous: usize,
-    /// The namespace has addresses, but none of a pod in the inventory: the node itself, or something outside the mesh.
-    pub foreign: usize,
-}
 
 /// Addresses by the cookie of the network namespace.
 #[derive(Clone, Debug, Default)]
@@ -61,11 +53,6 @@ impl Sources {
         self.addresses.get(&netns).is_some_and(|addresses| !addresses.is_empty())
     }
 
-    /// Number of namespaces that are known.
-    pub fn len(&self) -> usize {
-        self.addresses.len()
-    }
-
     /// Whether none is known.
     pub fn is_empty(&self) -> bool {
         self.addresses.is_empty()
@@ -96,27 +83,45 @@ impl Sources {
                 }
             };
             let address = address(key.addr);
-            let flow = flows.entry((workload.clone(), address, key.port)).or_insert_with(|| Flow {
+            let flow = Flow {
                 source: workload.clone(),
                 address,
                 port: key.port,
-                hosts: BTreeSet::new(),
-                names: BTreeSet::new(),
-                connects: 0,
-                host_unknown: false,
-                existing: false,
-            });
-            flow.hosts.extend(observed.hosts.iter().cloned());
-            flow.names.extend(observed.names.iter().cloned());
-            flow.connects += observed.connects;
-            flow.host_unknown |= observed.host_unknown;
-            flow.existing |= observed.existing;
+                hosts: observed.hosts.clone(),
+                names: observed.names.clone(),
+                connects: observed.connects,
+                host_unknown: observed.host_unknown,
+                unnamed: observed.unnamed,
+                existing: observed.existing,
+            };
+            match flows.entry((workload.clone(), address, key.port)) {
+                Entry::Vacant(free) => drop(free.insert(flow)),
+                Entry::Occupied(mut known) => known.get_mut().merge(&flow),
+            }
         }
         // Of those that were seen to connect, nothing is to be told.
         for flow in flows.values_mut() {
             flow.existing &= flow.connects == 0;
         }
         (flows.into_values().collect(), unattributed)
+    }
+
+    /// How many pods of each workload have a namespace whose addresses are known, so that a connection of theirs would have
+    /// been seen and attributed.
+    pub fn watched(&self, index: &MeshIndex<'_>) -> BTreeMap<WorkloadRef, usize> {
+        let mut pods: BTreeMap<&WorkloadRef, BTreeSet<&PodRef>> = BTreeMap::new();
+        for (netns, addresses) in &self.addresses {
+            let Owner::Workload(workload) = self.workload(index, *netns) else {
+                continue;
+            };
+            let known = pods.entry(workload).or_default();
+            for address in addresses {
+                if let PodAt::Pod(name, _) = index.pod_at(*address) {
+                    known.insert(name);
+                }
+            }
+        }
+        pods.into_iter().map(|(workload, pods)| (workload.clone(), pods.len())).collect()
     }
 
     fn workload<'a>(&self, index: &MeshIndex<'a>, netns: u64) -> Owner<'a> {
@@ -126,7 +131,7 @@ impl Sources {
         let mut owners = BTreeSet::new();
         for address in addresses {
             match index.pod_at(*address) {
-                PodAt::Pod(pod) => {
+                PodAt::Pod(_, pod) => {
                     owners.insert(&pod.workload);
                 }
                 PodAt::Ambiguous => return Owner::Ambiguous,
@@ -151,7 +156,7 @@ enum Owner<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fixture::bookinfo;
+    use crate::fixture::{bookinfo, deployment, host, mesh, workload};
 
     #[test]
     fn a_connection_from_before_is_told_only_where_no_connect_was_seen() {
@@ -171,5 +176,64 @@ mod tests {
         assert_eq!((flows.len(), unattributed), (mesh.pods.len(), Unattributed::default()));
         assert!(flows.iter().all(|flow| flow.existing == (flow.connects == 0)));
         assert!(flows.iter().any(|flow| flow.existing) && flows.iter().any(|flow| !flow.existing));
+    }
+
+    #[test]
+    fn only_pods_whose_namespace_is_known_were_watched() {
+        let second = deployment("web", "v1", "10.0.0.2").replace("5f4-abc", "5f4-def");
+        let objects = [
+            deployment("web", "v1", "10.0.0.1"),
+            second,
+            deployment("api", "v1", "10.0.0.3"),
+            deployment("far", "v1", "10.0.0.4"),
+        ];
+        let mesh = mesh(&objects.concat());
+        let index = MeshIndex::new(&mesh);
+        let mut sources = Sources::default();
+        for (netns, addresses) in [
+            (1, &["10.0.0.1", "fe80::1"][..]),
+            // Again under another cookie: still the one pod.
+            (2, &["10.0.0.1"]),
+            (3, &["10.0.0.3"]),
+            (4, &["198.51.100.1"]),
+            (5, &[]),
+            // Whose it is cannot be told.
+            (6, &["10.0.0.2", "10.0.0.4"]),
+        ] {
+            sources.add(netns, addresses.iter().map(|address| address.parse().unwrap()));
+        }
+        assert_eq!(
+            sources.watched(&index),
+            BTreeMap::from([
+                (workload("default/Deployment/api-v1"), 1),
+                (workload("default/Deployment/web-v1"), 1)
+            ])
+        );
+    }
+
+    #[test]
+    fn a_workload_s_edges_to_one_destination_are_one_flow_that_forgets_nothing() {
+        let mesh = mesh(&deployment("web", "v1", "10.0.0.1"));
+        let index = MeshIndex::new(&mesh);
+        let mut sources = Sources::default();
+        sources.add(1, ["10.0.0.1".parse().unwrap()]);
+        let key = |uid| EdgeKey { netns: 1, addr: [0x20; 16], uid, port: 80, reserved: 0 };
+        let seen = |connects, hosts: &[&str], unnamed| {
+            let hosts = hosts.iter().map(|name| host(name)).collect();
+            Observed { connects, hosts, unnamed, ..Observed::default() }
+        };
+        for (one, other, connects, unnamed) in [
+            (seen(2, &["a"], false), seen(2, &["b"], false), 4, false),
+            (seen(2, &["a"], false), seen(3, &[], false), 5, true),
+            (seen(2, &["a"], true), seen(2, &["b"], false), 4, true),
+        ] {
+            let edges = HashMap::from([(key(1), one), (key(2), other)]);
+            let (flows, unattributed) = sources.flows(&index, &edges);
+            assert_eq!((flows.len(), unattributed), (1, Unattributed::default()));
+            assert_eq!((flows[0].connects, flows[0].unnamed), (connects, unnamed), "{edges:?}");
+        }
+        let (flows, unattributed) =
+            Sources::default().flows(&index, &HashMap::from([(key(1), seen(1, &[], false))]));
+        assert_eq!((flows.len(), unattributed.unknown), (0, 1));
     }
 }

@@ -1,13 +1,13 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::fixture::{bookinfo, bookinfo_flows, flow, host, mesh, service, workload};
+use crate::fixture::{all_watched, bookinfo, bookinfo_flows, flow, host, mesh, service, workload};
 use crate::model::mesh::Mesh;
 
 const CALLER: &str = "default/Deployment/caller";
 
 fn graph(mesh: &Mesh, flows: &[Flow]) -> Graph {
-    attribute(&MeshIndex::new(mesh), flows)
+    attribute(&MeshIndex::new(mesh), flows, &all_watched(mesh))
 }
 
 /// The dependencies of the caller, one line for each port: `host:port Protocol evidence...`.
@@ -41,7 +41,7 @@ fn shop() -> Mesh {
         service("raw", "10.96.0.3", "{port: 80, name: tcp}, {port: 443, name: tls}"),
         service("odd", "10.96.0.4", "{port: 80}"),
         service("node", "10.96.0.5", "{port: 80, name: http, nodePort: 30080}"),
-        "\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: other}\nstatus: {podIP: 10.0.0.5, hostIP: 192.168.0.1}\n".to_owned(),
+        "\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: other, labels: {app: other}}\nstatus: {podIP: 10.0.0.5, hostIP: 192.168.0.1}\n".to_owned(),
         "\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: daemon}\nspec: {hostNetwork: true}\nstatus: {podIP: 192.168.0.1}\n".to_owned(),
         "\n---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: ext}\nspec: {hosts: [a.test, b.test, '*.wild.test'], addresses: [10.9.9.9], ports: [{number: 443, name: tls, protocol: TLS}]}\n".to_owned(),
         "\n---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: free}\nspec: {hosts: [free.test], ports: [{number: 80, name: http, protocol: HTTP}]}\n".to_owned(),
@@ -60,14 +60,32 @@ fn each_kind_of_evidence_is_recorded_on_the_service_that_it_names() {
         // The listener says whether a host counts: behind a TCP one, api's HTTP port is not what was reached.
         ("10.96.0.3", 80, &["api"], &["api:80 Tcp api", "raw:80 Tcp 10.96.0.3"]),
         ("10.96.0.4", 80, &["api"], &["api:80 Unknown api", "odd:80 Unknown 10.96.0.4"]),
-        // A request that names an address.
-        ("10.96.0.1", 80, &["10.96.0.2"], &["api:80 Http 10.96.0.2", "web:80 Http 10.96.0.1"]),
         // Through a node port, the host is still the service's.
         ("192.168.0.1", 30080, &["node"], &["node:80 Http 192.168.0.1 node"]),
         // Of several claimants a host picks one.
         ("10.9.9.9", 443, &["a.test"], &["a.test:443 Tls 10.9.9.9 a.test"]),
         ("10.9.9.9", 443, &["x.wild.test"], &["*.wild.test:443 Tls 10.9.9.9 x.wild.test"]),
-        ("10.9.9.9", 443, &[], &[]),
+        // Where nothing tells which of them was meant, it may be any.
+        (
+            "10.9.9.9",
+            443,
+            &[],
+            &[
+                "*.wild.test:443 Tls 10.9.9.9 address only",
+                "a.test:443 Tls 10.9.9.9 address only",
+                "b.test:443 Tls 10.9.9.9 address only",
+            ],
+        ),
+        (
+            "10.9.9.9",
+            443,
+            &["a.test", "gone"],
+            &[
+                "*.wild.test:443 Tls 10.9.9.9 address only",
+                "a.test:443 Tls 10.9.9.9 a.test address only",
+                "b.test:443 Tls 10.9.9.9 address only",
+            ],
+        ),
         ("198.51.100.1", 80, &["free.test"], &["free.test:80 Http free.test"]),
         ("198.51.100.1", 80, &["other.test"], &[]),
         ("10.0.0.5", 80, &["web"], &["web:80 Http web"]),
@@ -100,6 +118,25 @@ fn a_dns_name_tells_whose_address_it_is_where_the_mesh_does_not() {
         let graph = graph(&mesh, &[flow]);
         assert_eq!(lines(&graph), expected, "{address} {names:?}");
         assert_eq!(graph.unresolved.is_empty(), !expected.is_empty(), "{address} {names:?}");
+    }
+    // Of several claimants a name picks one.
+    let mut flow = flow(CALLER, "10.9.9.9", 443, &[]);
+    flow.names = BTreeSet::from([host("b.test"), host("free.test")]);
+    let graph = graph(&mesh, &[flow]);
+    assert_eq!(lines(&graph), ["b.test:443 Tls 10.9.9.9 asked for b.test address only"]);
+    assert!(graph.unresolved.is_empty());
+}
+
+#[test]
+fn the_address_counts_beside_a_host_where_a_request_did_not_name_any() {
+    let named = |unnamed| Flow { unnamed, ..flow(CALLER, "10.96.0.1", 80, &["api"]) };
+    let bare = flow(CALLER, "10.96.0.1", 80, &[]);
+    for (flows, expected) in [
+        (vec![named(false)], "web:80 Http 10.96.0.1"),
+        (vec![named(true)], "web:80 Http 10.96.0.1 address only"),
+        (vec![named(false), bare.clone()], "web:80 Http 10.96.0.1 address only"),
+    ] {
+        assert_eq!(lines(&graph(&shop(), &flows)), ["api:80 Http api", expected]);
     }
 }
 
@@ -137,11 +174,23 @@ fn what_is_not_known_is_said_and_not_guessed() {
 }
 
 #[test]
-fn a_call_to_a_pod_is_direct_and_no_dependency() {
-    let graph = graph(&shop(), &[flow(CALLER, "10.0.0.5", 8080, &[])]);
+fn a_call_to_a_pod_is_direct_and_keeps_what_its_requests_said() {
+    let mut unread = flow(CALLER, "10.0.0.5", 8080, &["web", "gone"]);
+    unread.host_unknown = true;
+    let graph = graph(&shop(), &[flow(CALLER, "10.0.0.5", 8080, &[]), unread]);
     let node = graph.workloads.iter().find(|n| n.workload == workload(CALLER)).unwrap();
-    assert!(node.dependencies.is_empty());
-    assert_eq!(node.direct[0].workload, workload("default/Pod/other"));
+    assert_eq!(lines(&graph), ["web:8080 Unknown web"], "the host it named");
+    assert_eq!(
+        node.direct,
+        [DirectCall {
+            workload: workload("default/Pod/other"),
+            address: "10.0.0.5".parse().unwrap(),
+            port: 8080,
+            connects: 2,
+            host_unknown: true,
+            unknown_hosts: BTreeSet::from([host("gone")]),
+        }]
+    );
 }
 
 #[test]
@@ -165,7 +214,20 @@ fn workloads_without_a_call_are_there_and_host_network_pods_are_not() {
     let graph = graph(&shop(), &[]);
     let names: Vec<_> = graph.workloads.iter().map(|n| n.workload.to_string()).collect();
     assert_eq!(names, ["default/Pod/other"]);
+    assert_eq!(graph.workloads[0].pods, Pods { watched: 1, known: 1 });
     assert_eq!(graph.version, GRAPH_VERSION);
+}
+
+#[test]
+fn only_watched_workloads_and_callers_are_in_the_graph() {
+    let reviews = workload("default/Deployment/reviews-v1");
+    let mesh = bookinfo();
+    let watched = BTreeMap::from([(reviews.clone(), 1)]);
+    let call = flow("default/Deployment/ratings-v1", "10.96.0.5", 27017, &[]);
+    let graph = attribute(&MeshIndex::new(&mesh), &[call], &watched);
+    let nodes: Vec<_> = graph.workloads.iter().map(|node| (&node.workload, node.pods)).collect();
+    let pods = |watched| Pods { watched, known: 1 };
+    assert_eq!(nodes, [(&workload("default/Deployment/ratings-v1"), pods(0)), (&reviews, pods(1))]);
 }
 
 #[test]
@@ -180,6 +242,9 @@ fn without_counts(mut graph: Graph) -> Graph {
     let dependencies = graph.workloads.iter_mut().flat_map(|n| &mut n.dependencies);
     for port in dependencies.flat_map(|d| d.ports.values_mut()) {
         port.connects = 0;
+    }
+    for direct in graph.workloads.iter_mut().flat_map(|n| &mut n.direct) {
+        direct.connects = 0;
     }
     for unresolved in &mut graph.unresolved {
         unresolved.connects = 0;
@@ -203,11 +268,13 @@ fn any_flow() -> impl Strategy<Value = Flow> {
         0..4,
     );
     let source = prop::sample::select(vec![CALLER, "default/Pod/other"]);
-    (source, address, prop::sample::select(vec![80, 443, 30080]), hosts, 1..5_u64, any::<bool>()).prop_map(
-        |(source, address, port, hosts, connects, host_unknown)| Flow {
+    let unread = (any::<bool>(), any::<bool>());
+    (source, address, prop::sample::select(vec![80, 443, 30080]), hosts, 1..5_u64, unread).prop_map(
+        |(source, address, port, hosts, connects, (host_unknown, unnamed))| Flow {
             connects,
             host_unknown,
             existing: false,
+            unnamed,
             ..flow(source, address, port, &hosts)
         },
     )
@@ -228,5 +295,24 @@ proptest! {
         let mut repeated = shuffled.clone();
         repeated.extend(flows.iter().take(again).cloned());
         prop_assert_eq!(without_counts(graph(&mesh, &repeated)), without_counts(expected));
+    }
+
+    #[test]
+    fn flows_of_one_destination_say_together_what_they_say_apart(a in any_flow(), b in any_flow()) {
+        let mesh = shop();
+        let a = Flow { source: workload("default/Pod/other"), ..a };
+        let b = Flow { source: a.source.clone(), address: a.address, port: a.port, ..b };
+        let mut both = a.clone();
+        both.merge(&b);
+        let apart = graph(&mesh, &[a.clone(), b.clone()]);
+        prop_assert_eq!(&graph(&mesh, &[both]), &apart);
+        // One more flow takes nothing away from what the proxy would have to be sent.
+        let hosts = |graph: &Graph| -> BTreeSet<String> {
+            let sidecars = crate::plan::plan(graph, &mesh).sidecars;
+            sidecars.into_iter().flat_map(|s| s.spec.egress).flat_map(|e| e.hosts).map(String::from).collect()
+        };
+        for one in [a, b] {
+            prop_assert!(hosts(&graph(&mesh, &[one])).is_subset(&hosts(&apart)));
+        }
     }
 }

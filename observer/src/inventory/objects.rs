@@ -56,7 +56,8 @@ pub(super) struct OwnerReference {
     pub(super) controller: bool,
 }
 
-/// Kind of an owner; letters and digits only, so that it can be printed and made part of a name.
+/// Kind of an owner: at most the 63 bytes that Kubernetes allows, letters and digits only, so that it can be printed and
+/// made part of a name.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(try_from = "String")]
 pub(super) struct OwnerKind(pub(super) String);
@@ -65,7 +66,7 @@ impl TryFrom<String> for OwnerKind {
     type Error = String;
 
     fn try_from(kind: String) -> Result<Self, String> {
-        if !kind.is_empty() && kind.chars().all(|c| c.is_ascii_alphanumeric()) {
+        if (1..=63).contains(&kind.len()) && kind.chars().all(|c| c.is_ascii_alphanumeric()) {
             Ok(Self(kind))
         } else {
             Err(format!("{kind:?} is no kind"))

@@ -7,7 +7,7 @@ use super::objects::{Address, ClusterIp, EndpointSlice, ServiceEntrySpec, Servic
 use super::objects::{ServiceSpec, ServiceStatus};
 use super::{Object, namespace_of, objects, protocol};
 use crate::model::mesh::{AddressRange, Service, ServiceKind, ServicePort};
-use crate::model::names::{CLUSTER_DOMAIN, Host, Namespace};
+use crate::model::names::{Host, Namespace};
 
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 
@@ -23,7 +23,7 @@ pub(super) fn check(object: &Object) -> Result<(), WrongField> {
     match object {
         Object::Service(service) => {
             let namespace = namespace_of(&service.metadata);
-            Host::of_service(service.metadata.name.as_str(), &namespace, CLUSTER_DOMAIN)
+            Host::of_service(service.metadata.name.as_str(), &namespace)
                 .map_err(|err| wrong("metadata.name", err.to_string()))?;
             if service.spec.kind == "ExternalName" {
                 let name = service.spec.external_name.as_deref().unwrap_or_default();
@@ -102,7 +102,7 @@ impl Collector {
             })
             .collect();
         self.services.push(Service {
-            host: Host::of_service(&name, &namespace, CLUSTER_DOMAIN).expect("checked when it was added"),
+            host: Host::of_service(&name, &namespace).expect("checked when it was added"),
             namespace,
             name,
             kind,

@@ -182,7 +182,7 @@ fn a_source_is_a_pod_with_a_namespace_of_its_own_and_only_one() {
         ("10.0.0.3", "none"),
     ] {
         let found = match index.pod_at(address.parse().unwrap()) {
-            PodAt::Pod(pod) => pod.workload.name.as_str(),
+            PodAt::Pod(_, pod) => pod.workload.name.as_str(),
             PodAt::Ambiguous => "ambiguous",
             PodAt::None => "none",
         };

@@ -11,7 +11,7 @@ use crate::model::names::{Host, Namespace, WorkloadRef};
 /// Version of the format of `graph.json`; raised with every incompatible change.
 pub const GRAPH_VERSION: u32 = 1;
 
-/// The dependencies of every workload that was watched.
+/// The dependencies of every workload of which a pod was watched.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Graph {
@@ -24,6 +24,45 @@ pub struct Graph {
     /// What was seen and could not be made use of, by cause. Where the edge is known, it is marked as well.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub losses: BTreeMap<String, u64>,
+    /// Edges that belong to no workload of the graph.
+    #[serde(default, skip_serializing_if = "Unattributed::is_none")]
+    pub unattributed: Unattributed,
+}
+
+/// Edges without a workload, by cause.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Unattributed {
+    /// No address of the network namespace is known (yet).
+    #[serde(skip_serializing_if = "is_zero")]
+    pub unknown: usize,
+    /// Addresses of the namespace belong to several workloads.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub ambiguous: usize,
+    /// The namespace has addresses, but none of a pod in the inventory: the node itself, or something outside the mesh.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub foreign: usize,
+}
+
+impl Unattributed {
+    /// Whether every edge has its workload.
+    pub fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+fn is_zero(count: &usize) -> bool {
+    *count == 0
+}
+
+/// How many pods of a workload were watched, of those that the inventory has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Pods {
+    /// Pods on this machine.
+    pub watched: usize,
+    /// All pods that have an address of their own.
+    pub known: usize,
 }
 
 /// One workload and what it calls.
@@ -32,6 +71,8 @@ pub struct Graph {
 pub struct WorkloadNode {
     /// The workload.
     pub workload: WorkloadRef,
+    /// Its pods. What the others call, nobody saw here.
+    pub pods: Pods,
     /// What it calls, in the order of their hosts.
     pub dependencies: Vec<Dependency>,
     /// Calls straight to a pod's address. They do not pass through the scope of a Sidecar, so none of them is emitted.
@@ -60,8 +101,8 @@ pub struct PortUse {
     pub protocol: PortProtocol,
     /// How it was learnt.
     pub seen: BTreeSet<Evidence>,
-    /// A connection to an address of the service came without a readable host that names a service, so that the address
-    /// alone tells what was meant, whatever the protocol.
+    /// A connection or a request to an address of the service came without a readable host that names a service, so that the
+    /// address alone tells what was meant, whatever the protocol.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub address_only: bool,
     /// Connects of the edges that it was learnt from.
@@ -83,7 +124,7 @@ pub struct PortUse {
 pub enum Evidence {
     /// The socket's destination is an address of the service.
     Address(IpAddr),
-    /// A request named this host (as the workload wrote it, without the port).
+    /// A request named this host: lower-case, without the port.
     Host(Host),
     /// The workload had asked a DNS server for this name and been given the address.
     DnsName(Host),
@@ -99,6 +140,14 @@ pub struct DirectCall {
     pub address: IpAddr,
     /// Destination port.
     pub port: u16,
+    /// Connects.
+    pub connects: u64,
+    /// A request was seen whose host could not be read.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub host_unknown: bool,
+    /// Hosts that requests named and that nothing in the mesh has.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub unknown_hosts: BTreeSet<Host>,
 }
 
 /// An edge that could not be attributed.

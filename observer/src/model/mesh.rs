@@ -11,8 +11,6 @@ pub type Labels = BTreeMap<String, String>;
 /// Everything that is known of the mesh.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Mesh {
-    /// Namespaces that were listed, with their labels.
-    pub namespaces: BTreeMap<Namespace, Labels>,
     /// Workloads, those without pods too.
     pub workloads: BTreeMap<WorkloadRef, Workload>,
     /// Pods that can have addresses, by namespace and name.
@@ -21,6 +19,17 @@ pub struct Mesh {
     pub services: Vec<Service>,
     /// Addresses of nodes, as far as pods tell them. Node ports are reached there.
     pub node_addresses: BTreeSet<IpAddr>,
+}
+
+impl Mesh {
+    /// How many pods of each workload can be seen to connect: those with an address in a network namespace of their own.
+    pub fn live_pods(&self) -> BTreeMap<&WorkloadRef, usize> {
+        let mut counts = BTreeMap::new();
+        for pod in self.pods.values().filter(|pod| !pod.host_network && !pod.addresses.is_empty()) {
+            *counts.entry(&pod.workload).or_default() += 1;
+        }
+        counts
+    }
 }
 
 /// Namespace and name of a pod.

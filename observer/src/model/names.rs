@@ -91,9 +91,9 @@ impl Host {
     ///
     /// # Errors
     /// When `service` is not a DNS label.
-    pub fn of_service(service: &str, namespace: &Namespace, domain: &str) -> Result<Self, NameError> {
+    pub fn of_service(service: &str, namespace: &Namespace) -> Result<Self, NameError> {
         check_label(service)?;
-        Self::new(&format!("{service}.{}.svc.{domain}", namespace.as_str()))
+        Self::new(&format!("{service}.{}.svc.{CLUSTER_DOMAIN}", namespace.as_str()))
     }
 
     /// The name.
@@ -104,16 +104,6 @@ impl Host {
     /// What stands behind `*.` if this is a wildcard.
     pub fn wildcard_suffix(&self) -> Option<&str> {
         self.0.strip_prefix("*.")
-    }
-
-    /// Whether a wildcard covers `other`, or this is `other` itself (Istio: one or more labels in place of the `*`).
-    pub fn covers(&self, other: &Self) -> bool {
-        match self.wildcard_suffix() {
-            Some(suffix) => {
-                other.0.strip_suffix(suffix).is_some_and(|head| head.len() > 1 && head.ends_with('.'))
-            }
-            None => self == other,
-        }
     }
 }
 
@@ -244,16 +234,5 @@ mod tests {
         for bad in ["", "Default", "a.b", "-a", "a-", &"a".repeat(64)] {
             assert!(Namespace::new(bad).is_err(), "{bad:?} was taken");
         }
-    }
-
-    #[test]
-    fn a_wildcard_covers_one_or_more_labels_and_not_its_own_suffix() {
-        let wild = host("*.wild.test");
-        for (other, covered) in
-            [("a.wild.test", true), ("a.b.wild.test", true), ("wild.test", false), ("awild.test", false)]
-        {
-            assert_eq!(wild.covers(&host(other)), covered, "{other}");
-        }
-        assert!(host("a.test").covers(&host("a.test")));
     }
 }

@@ -106,8 +106,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_name_is_valid_and_there_once(texts in prop::collection::vec("[a-cA-C0-1._-]{0,6}|[a-z.-]{200,253}", 0..12)) {
-            let wanted: Vec<_> = texts.iter().map(|text| ("ns", text.as_str(), "Deployment")).collect();
+        fn every_name_is_valid_and_there_once(wanted in prop::collection::vec(
+            ("[a-cA-C0-1._-]{0,6}|[a-z.-]{200,253}|a{253}", "Pod|[A-Za-z0-9]{1,63}|K{63}"),
+            0..12,
+        )) {
+            let wanted: Vec<_> = wanted.iter().map(|(name, kind)| ("ns", name.as_str(), kind.as_str())).collect();
             let names = named(&wanted);
             for name in &names {
                 prop_assert!(ObjectName::new(name.as_str()).is_ok(), "{name:?}");

@@ -2,13 +2,15 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::attribute::{Flow, attribute};
-use crate::fixture::{bookinfo, bookinfo_flows, deployment, flow, host, mesh, ns, service, workload};
+use crate::fixture::{
+    all_watched, bookinfo, bookinfo_flows, deployment, flow, host, mesh, ns, service, workload,
+};
 use crate::mesh_index::MeshIndex;
-use crate::model::graph::{Dependency, Evidence, PortUse};
+use crate::model::graph::{Dependency, Evidence, Pods, PortUse};
 use crate::model::mesh::{Pod, PodRef, PortProtocol, Workload};
 
 fn planned(mesh: &Mesh, flows: &[Flow]) -> Plan {
-    plan(&attribute(&MeshIndex::new(mesh), flows), mesh)
+    plan(&attribute(&MeshIndex::new(mesh), flows, &all_watched(mesh)), mesh)
 }
 
 /// `namespace/name key=value,... -> host host`, without what all have in common.
@@ -39,7 +41,11 @@ fn bookinfo_gets_the_sidecars_that_a_person_would_write() {
         .iter()
         .map(|v| (v.name.as_str(), v.workloads.len(), v.scope.before, v.scope.after, v.decision.clone()))
         .collect();
-    let made = |name: &str| Decision::Sidecar(name.to_owned());
+    let made = |name: &str| Decision::Sidecar {
+        name: name.to_owned(),
+        sharing: BTreeSet::new(),
+        incomplete: Vec::new(),
+    };
     assert_eq!(
         verdicts,
         [
@@ -99,6 +105,7 @@ fn evidence_counts_as_the_proxy_routes() {
                     namespace: ns("default"),
                     ports: BTreeMap::from([(80, port_use.clone())]),
                 }],
+                pods: Pods { watched: 1, known: 1 },
                 direct: Vec::new(),
             }],
             ..Graph::default()
@@ -241,14 +248,14 @@ fn workloads_that_cannot_be_told_apart_get_no_sidecar_and_are_named() {
     add(&mut mesh, "x/Pod/bare", &[], &[], &[]);
     let plan = all_call(&mut mesh);
     assert_eq!(plan.sidecars.len(), 1, "narrow can be told apart");
-    let reasons: BTreeMap<_, _> = plan.verdicts.iter().map(|v| (v.name.as_str(), v.reason())).collect();
+    let reasons: BTreeMap<_, _> =
+        plan.verdicts.iter().map(|v| (v.name.as_str(), v.decision.to_string())).collect();
     assert_eq!(
         reasons["wide"],
         "no Sidecar: its labels k=v select pods of x/Deployment/narrow as well; give them labels that tell them apart"
     );
     assert!(reasons["bare"].contains("no label"), "{}", reasons["bare"]);
     let wide = plan.verdicts.iter().find(|v| v.name == "wide").unwrap();
-    assert_eq!(wide.to_string(), format!("x/wide: {}", reasons["wide"]));
     assert_eq!((wide.scope.before, wide.scope.after), (1, 1));
 }
 
@@ -261,6 +268,152 @@ fn a_new_version_inherits_what_the_others_were_seen_to_call() {
     assert!(lines(&plan).contains(&"reviews app=reviews -> */ratings".to_owned()));
     let reviews = plan.verdicts.iter().find(|v| v.name == "reviews").unwrap();
     assert_eq!(reviews.workloads.len(), 4);
+}
+
+const ENTRY: &str = "\n---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\n";
+
+#[test]
+fn two_entries_of_one_host_count_by_host_if_one_of_them_has_no_address() {
+    let entry = |name: &str, addresses: &str| {
+        format!(
+            "{ENTRY}metadata: {{name: {name}}}\nspec: {{hosts: [db.test], addresses: [{addresses}], ports: [{{number: 443, name: tls, protocol: TLS}}]}}\n"
+        )
+    };
+    for (first, second, counts) in
+        [("", "10.9.9.9", true), ("10.9.9.9", "", true), ("10.9.9.8", "10.9.9.9", false), ("", "", true)]
+    {
+        let mesh =
+            mesh(&[entry("a", first), entry("b", second), deployment("caller", "v1", "10.0.0.1")].concat());
+        let flows = [flow("default/Deployment/caller-v1", "198.51.100.1", 443, &["db.test"])];
+        let plan = planned(&mesh, &flows);
+        assert_eq!(plan.sidecars.len(), usize::from(counts), "{first:?} {second:?}");
+        assert_eq!(plan.verdicts[0].decision == Decision::NothingCounts, !counts, "{first:?} {second:?}");
+    }
+}
+
+#[test]
+fn whoever_shares_a_port_with_a_service_without_an_address_stays_in_scope() {
+    let objects = |free: &str| {
+        let free = format!("{ENTRY}metadata: {{name: free}}\nspec: {{hosts: [free.test], {free}}}\n");
+        [
+            free,
+            "\n---\napiVersion: v1\nkind: Service\nmetadata: {name: alias}\nspec: {type: ExternalName, externalName: far.test, ports: [{port: 6379, name: tcp}]}\n".to_owned(),
+            service("mysql", "10.96.0.1", "{port: 3306, name: tcp}"),
+            service("tls", "10.96.0.2", "{port: 3306, name: tls}"),
+            service("unsaid", "10.96.0.3", "{port: 3306}"),
+            service("http", "10.96.0.4", "{port: 3306, name: http}"),
+            service("udp", "10.96.0.5", "{port: 3306, name: udp, protocol: UDP}"),
+            service("elsewhere", "10.96.0.6", "{port: 3307, name: tcp}"),
+            service("headless", "None", "{port: 3306, name: tcp}"),
+            service("redis", "10.96.0.7", "{port: 6379, name: tcp}"),
+            service("web", "10.96.0.8", "{port: 80, name: http}, {port: 3306, name: tcp}"),
+            deployment("caller", "v1", "10.0.0.1"),
+        ]
+        .concat()
+    };
+    let ports = |protocol: &str| format!("ports: [{{number: 3306, name: p, protocol: {protocol}}}]");
+    let sharing = "*/free.test */mysql */tls */unsaid */web";
+    for (free, called, expected) in [
+        (ports("TCP"), "free.test", sharing),
+        (ports("TLS"), "free.test", sharing),
+        (ports("HTTP"), "free.test", "*/free.test"),
+        ("addresses: [10.9.9.9], ".to_owned() + &ports("TCP"), "free.test", "*/free.test"),
+        (ports("TCP"), "alias", "*/alias */far.test */redis"),
+        (ports("TCP"), "mysql", "*/mysql"),
+        (ports("TCP"), "headless", "*/headless"),
+    ] {
+        let mesh = mesh(&objects(&free));
+        // By name, and by the address where there is one.
+        let (address, port) = match called {
+            "mysql" => ("10.96.0.1", 3306),
+            "alias" => ("198.51.100.1", 6379),
+            _ if free.starts_with('a') => ("10.9.9.9", 3306),
+            _ => ("198.51.100.1", 3306),
+        };
+        let flows = [flow("default/Deployment/caller-v1", address, port, &[called])];
+        let plan = planned(&mesh, &flows);
+        assert_eq!(lines(&plan), [format!("caller app=caller -> {expected}")], "{free} {called}");
+        let Decision::Sidecar { sharing, .. } = &plan.verdicts[0].decision else { panic!("{plan:?}") };
+        let called = if called == "alias" { 2 } else { 1 };
+        assert_eq!(sharing.len() + called, plan.verdicts[0].scope.after, "{free}");
+    }
+}
+
+#[test]
+fn a_workload_without_a_sidecar_is_told_why_by_its_cause() {
+    let mesh = bookinfo();
+    let call = |address: &str, hosts: &[&str]| flow("default/Deployment/ratings-v1", address, 9080, hosts);
+    for (flows, expected) in [
+        (vec![], Decision::NothingObserved),
+        (vec![call("198.51.100.1", &[])], Decision::OnlyUnresolved),
+        (vec![call("10.0.0.1", &[])], Decision::OnlyDirect),
+        (vec![call("10.0.0.1", &[]), call("198.51.100.1", &[])], Decision::OnlyUnresolved),
+    ] {
+        let plan = planned(&mesh, &flows);
+        let ratings = plan.verdicts.iter().find(|v| v.name == "ratings").unwrap();
+        assert_eq!(ratings.decision, expected, "{flows:?}");
+    }
+}
+
+#[test]
+fn a_sidecar_s_verdict_says_what_may_be_missing() {
+    let mesh = bookinfo();
+    let unread = |mut flow: Flow| {
+        flow.host_unknown = true;
+        flow
+    };
+    let call = |address: &str| flow("default/Deployment/ratings-v1", address, 9080, &[]);
+    let mut flows = bookinfo_flows();
+    flows.extend([
+        unread(call("10.96.0.2")),
+        unread(call("10.0.0.1")),
+        call("198.51.100.1"),
+        call("198.51.100.2"),
+    ]);
+    let mut graph = attribute(&MeshIndex::new(&mesh), &flows, &all_watched(&mesh));
+    let missing = |graph: &Graph, name: &str| {
+        let plan = plan(graph, &mesh);
+        let verdict = plan.verdicts.into_iter().find(|v| v.name == name).unwrap();
+        match verdict.decision {
+            Decision::Sidecar { incomplete, .. } => incomplete,
+            other => panic!("{other:?}"),
+        }
+    };
+    let mut expected = vec![
+        Incomplete::HostUnknown(host("details.default.svc.cluster.local"), 9080),
+        Incomplete::DirectHostUnknown("10.0.0.1:9080".parse().unwrap()),
+        Incomplete::Unresolved(2),
+    ];
+    assert_eq!(missing(&graph, "ratings"), expected);
+    assert_eq!(missing(&graph, "reviews"), []);
+    graph.unresolved[0].reason = crate::model::graph::UnresolvedReason::AmbiguousAddress;
+    graph.losses.insert("ringFull".to_owned(), 3);
+    graph.unattributed = crate::model::graph::Unattributed { unknown: 1, ambiguous: 1, foreign: 9 };
+    expected[2] = Incomplete::Unresolved(1);
+    expected.extend([Incomplete::AmbiguousAddress(1), Incomplete::Lost(3), Incomplete::Unattributed(2)]);
+    assert_eq!(missing(&graph, "ratings"), expected);
+    assert_eq!(missing(&graph, "reviews"), expected[4..]);
+}
+
+#[test]
+fn what_nobody_watched_is_not_judged() {
+    let mut mesh = bookinfo();
+    add(&mut mesh, "default/DaemonSet/node", &[("app", "node")], &[], &[("app", "node")]);
+    for pod in mesh.pods.values_mut().filter(|pod| pod.workload.name == "node") {
+        pod.host_network = true;
+    }
+    let watched = BTreeMap::from([
+        (workload("default/Deployment/reviews-v1"), 1),
+        (workload("default/Deployment/details-v1"), 1),
+    ]);
+    let plan = plan(&attribute(&MeshIndex::new(&mesh), &[], &watched), &mesh);
+    let judged: Vec<_> = plan.verdicts.iter().map(|v| (v.name.as_str(), v.pods)).collect();
+    assert_eq!(
+        judged,
+        [("details", Pods { watched: 1, known: 1 }), ("reviews", Pods { watched: 1, known: 3 })]
+    );
+    // productpage, ratings and mongodb: what lives in the node's own network has no sidecar.
+    assert_eq!(plan.not_judged, 3);
 }
 
 fn any_labels() -> impl Strategy<Value = Vec<(&'static str, &'static str)>> {
@@ -300,7 +453,8 @@ proptest! {
                 .collect();
             prop_assert!(hit.len() <= 1, "{pod:?} {hit:?}");
             for name in hit {
-                let verdict = plan.verdicts.iter().find(|v| v.decision == Decision::Sidecar(name.clone())).unwrap();
+                let made = |d: &Decision| matches!(d, Decision::Sidecar { name: n, .. } if *n == name);
+                let verdict = plan.verdicts.iter().find(|v| made(&v.decision)).unwrap();
                 prop_assert!(verdict.workloads.contains(&pod.workload), "{pod:?} is selected by {verdict:?}");
             }
         }

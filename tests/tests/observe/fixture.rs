@@ -190,7 +190,11 @@ impl Results {
     /// An error if anything was lost, or was seen without a workload that it belongs to.
     pub(crate) fn must_be_complete(&self) -> Result<()> {
         ensure!(self.graph.get("losses").is_none(), "losses: {}", self.graph["losses"]);
-        ensure!(!self.said.contains(" edges from "), "edges without a workload:\n{}", self.said);
+        ensure!(
+            self.graph.get("unattributed").is_none(),
+            "edges without a workload: {}",
+            self.graph["unattributed"]
+        );
         Ok(())
     }
 }

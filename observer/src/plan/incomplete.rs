@@ -1,0 +1,109 @@
+//! What says that a workload may call more than was learnt. The Sidecar is written all the same: whether to apply it is for
+//! the reader to decide, who has to be told.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::SocketAddr;
+
+use crate::model::graph::{Graph, Unresolved, UnresolvedReason, WorkloadNode};
+use crate::model::names::{Host, WorkloadRef};
+
+/// One reason why there may be more.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Incomplete {
+    /// The host of a request to this service and port could not be read.
+    HostUnknown(Host, u16),
+    /// The host of a request to a pod's own address could not be read.
+    DirectHostUnknown(SocketAddr),
+    /// So many destinations are no object's of the inventory.
+    Unresolved(usize),
+    /// So many destinations are several objects', all of which are taken for called as far as they are services.
+    AmbiguousAddress(usize),
+    /// So many observations of this machine were lost; whose they were is not known of all.
+    Lost(u64),
+    /// So many edges of this machine have no workload, and may be this one's.
+    Unattributed(usize),
+}
+
+impl fmt::Display for Incomplete {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::HostUnknown(host, port) => {
+                write!(f, "a host could not be read of a request to {host}:{port}")
+            }
+            Self::DirectHostUnknown(socket) => write!(f, "a host could not be read of a request to {socket}"),
+            Self::Unresolved(1) => f.write_str("1 destination is no object's of the inventory"),
+            Self::Unresolved(n) => write!(f, "{n} destinations are no object's of the inventory"),
+            Self::AmbiguousAddress(1) => f.write_str("1 destination is several objects'"),
+            Self::AmbiguousAddress(n) => write!(f, "{n} destinations are several objects'"),
+            Self::Lost(1) => f.write_str("1 observation on this machine was lost"),
+            Self::Lost(n) => write!(f, "{n} observations on this machine were lost"),
+            Self::Unattributed(1) => {
+                f.write_str("1 edge on this machine has no workload, and may be this one's")
+            }
+            Self::Unattributed(n) => {
+                write!(f, "{n} edges on this machine have no workload, and may be this one's")
+            }
+        }
+    }
+}
+
+/// What of a graph says so.
+pub(super) struct Doubts<'a> {
+    unresolved: BTreeMap<&'a WorkloadRef, Vec<&'a Unresolved>>,
+    lost: u64,
+    unattributed: usize,
+}
+
+impl<'a> Doubts<'a> {
+    pub(super) fn new(graph: &'a Graph) -> Self {
+        let mut unresolved: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for entry in &graph.unresolved {
+            unresolved.entry(&entry.workload).or_default().push(entry);
+        }
+        Self {
+            unresolved,
+            lost: graph.losses.values().fold(0, |sum, count| sum.saturating_add(*count)),
+            // Foreign ones are known to be nobody's.
+            unattributed: graph.unattributed.unknown + graph.unattributed.ambiguous,
+        }
+    }
+
+    pub(super) fn any_unresolved(&self, members: &[&WorkloadNode]) -> bool {
+        members.iter().any(|node| self.unresolved.contains_key(&node.workload))
+    }
+
+    /// The reasons that bear on a canonical workload, in a stable order.
+    pub(super) fn of(&self, members: &[&WorkloadNode]) -> Vec<Incomplete> {
+        let mut reasons = BTreeSet::new();
+        for dependency in members.iter().flat_map(|node| &node.dependencies) {
+            for (port, _) in dependency.ports.iter().filter(|(_, port_use)| port_use.host_unknown) {
+                reasons.insert(Incomplete::HostUnknown(dependency.host.clone(), *port));
+            }
+        }
+        for call in members.iter().flat_map(|node| &node.direct).filter(|call| call.host_unknown) {
+            reasons.insert(Incomplete::DirectHostUnknown(SocketAddr::new(call.address, call.port)));
+        }
+        let destinations = |reason| {
+            let entries = members.iter().filter_map(|node| self.unresolved.get(&node.workload)).flatten();
+            let matching = entries.filter(|entry| entry.reason == reason);
+            matching.map(|entry| (entry.address, entry.port)).collect::<BTreeSet<_>>().len()
+        };
+        let counted = [
+            Incomplete::Unresolved(destinations(UnresolvedReason::UnknownAddress)),
+            Incomplete::AmbiguousAddress(destinations(UnresolvedReason::AmbiguousAddress)),
+            Incomplete::Lost(self.lost),
+            Incomplete::Unattributed(self.unattributed),
+        ];
+        let none = |reason: &Incomplete| {
+            matches!(
+                reason,
+                Incomplete::Unresolved(0)
+                    | Incomplete::AmbiguousAddress(0)
+                    | Incomplete::Lost(0)
+                    | Incomplete::Unattributed(0)
+            )
+        };
+        reasons.into_iter().chain(counted.into_iter().filter(|reason| !none(reason))).collect()
+    }
+}
