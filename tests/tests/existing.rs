@@ -193,7 +193,7 @@ fn observe_learns_what_was_open_before_and_tells_it() -> Result<()> {
     assert!(server.get("direct").is_none(), "what it accepted is none: {server}");
     let said = observer.log()?;
     assert!(said.contains("open since before the start"), "{said}");
-    assert!(said.contains("1 edges from outside the inventory's pods"), "{said}");
+    assert!(said.contains("1 edge from outside the inventory's pods"), "{said}");
     bed.end()
 }
 
