@@ -49,7 +49,7 @@ enum Command {
         #[arg(long, default_value = "target/bench/kernel.json")]
         out: PathBuf,
         /// Rounds of each ratio
-        #[arg(long, default_value_t = 60)]
+        #[arg(long, default_value_t = 40)]
         rounds: usize,
         /// Milliseconds of a block, of which a round has three
         #[arg(long, default_value_t = 100)]

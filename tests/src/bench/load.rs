@@ -20,13 +20,13 @@ use super::wire::Form;
 use crate::bed::LONE_NETWORK;
 
 /// Closes every connection that it accepts.
-pub const ACCEPT: u16 = 9001;
+pub(super) const ACCEPT: u16 = 9001;
 /// Sends back [`SMALL`] bytes.
 const ECHO: u16 = 9002;
 /// Answers [`REQUEST`] bytes with [`RESPONSE`] bytes.
 const ANSWER: u16 = 9003;
 /// Answers whatever comes with two bytes.
-pub const SINK: u16 = 9004;
+pub(super) const SINK: u16 = 9004;
 
 const SMALL: usize = 64;
 const REQUEST: usize = 256;
@@ -34,7 +34,7 @@ const RESPONSE: usize = 1024;
 
 /// What a block of measurement does over and over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Work {
+pub(super) enum Work {
     /// connect, accept, close, always to the same destination.
     ConnectRepeated,
     /// The same, every time to another destination.
@@ -51,7 +51,7 @@ pub enum Work {
 
 impl Work {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub(super) const ALL: [Self; 6] = [
         Self::ConnectRepeated,
         Self::ConnectNew,
         Self::RoundTripSearched,
@@ -61,7 +61,7 @@ impl Work {
     ];
 
     /// Its name in the results.
-    pub fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::ConnectRepeated => "a repeated edge",
             Self::ConnectNew => "every edge new",
@@ -72,7 +72,7 @@ impl Work {
 }
 
 /// The destination with this number.
-pub fn destination(number: u32) -> Ipv4Addr {
+pub(super) fn destination(number: u32) -> Ipv4Addr {
     Ipv4Addr::from(u32::from(LONE_NETWORK.0) + 1 + number)
 }
 
@@ -80,7 +80,7 @@ pub fn destination(number: u32) -> Ipv4Addr {
 const NEW: u32 = 1 << 20;
 
 /// Binds this process to one CPU.
-pub fn pin(cpus: impl IntoIterator<Item = usize>) -> Result<()> {
+pub(super) fn pin(cpus: impl IntoIterator<Item = usize>) -> Result<()> {
     let mut set = CpuSet::new();
     for cpu in cpus {
         set.set(cpu)?;
@@ -264,7 +264,7 @@ fn edges(distinct: u32, total: u64) -> Result<u32> {
 }
 
 /// The destination of a connection that names hosts in this form.
-pub fn host_destination(form: Form, connection: u32) -> u32 {
+pub(super) fn host_destination(form: Form, connection: u32) -> u32 {
     let form = Form::ALL.iter().position(|other| *other == form).unwrap_or_default();
     u32::try_from(form).unwrap_or_default() * 0x1_0000 + connection
 }

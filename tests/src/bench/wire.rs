@@ -98,7 +98,7 @@ fn huffman(text: &str) -> Vec<u8> {
         };
         bits.push_str(&format!("{code:0len$b}"));
     }
-    while bits.len() % 8 != 0 {
+    while !bits.len().is_multiple_of(8) {
         bits.push('1');
     }
     let byte = |at: usize| u8::from_str_radix(&bits[at..at + 8], 2).expect("eight bits");
