@@ -7,10 +7,16 @@
 use core::arch::asm;
 use core::ffi::c_void;
 
-use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::bindings::{
+    __sk_buff, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, BPF_RB_RING_SIZE,
+};
+use aya_ebpf::helpers::generated::bpf_ringbuf_query;
 use sidescope_common::HEAD_BYTES;
 
 use crate::maps::{EVENTS, Scratch};
+
+/// Most bytes that a record takes in the ring beside those of its payload: its own header and ours.
+const RECORD_OVERHEAD: u64 = 8 + 64;
 
 // The masks below are written for this.
 const _: () = assert!(HEAD_BYTES == 4096);
@@ -56,12 +62,30 @@ pub unsafe fn ring_output<const HEADER: i32>(record: *mut u8, len: u32) -> bool 
             inlateout("r1") ring => _,
             inlateout("r2") record => _,
             inlateout("r3") u64::from(len) => _,
-            inlateout("r4") 0u64 => _,
+            inlateout("r4") wakeup(u64::from(len)) => _,
             lateout("r0") result,
             lateout("r5") _,
         );
     }
     result == 0
+}
+
+/// Whether a record of this length shall wake the reader: only the one with which the ring becomes a quarter full. The reader looks
+/// by itself often enough for what comes before; a wake-up for each record would cost the program that connects many times
+/// what all the rest does (measured).
+#[inline(always)]
+pub fn wakeup(len: u64) -> u64 {
+    let ring: *mut c_void = (&raw const EVENTS).cast_mut().cast();
+    // SAFETY: the ring buffer is one.
+    let (waiting, size) = unsafe {
+        (
+            bpf_ringbuf_query(ring, u64::from(BPF_RB_AVAIL_DATA)),
+            bpf_ringbuf_query(ring, u64::from(BPF_RB_RING_SIZE)),
+        )
+    };
+    let quarter = size / 4;
+    let wake = waiting < quarter && waiting + len + RECORD_OVERHEAD >= quarter;
+    u64::from(if wake { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP })
 }
 
 /// A byte of the scratch's data. An index beyond them wraps: it cannot occur, but only the mask proves that to the verifier, and

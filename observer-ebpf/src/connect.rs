@@ -10,6 +10,7 @@ use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns};
 use aya_ebpf::programs::SockAddrContext;
 use sidescope_common::{Addr, Counter, EdgeEvent, EdgeKey, EdgeState, edge_flags, event_kind};
 
+use crate::bounded::wakeup;
 use crate::dns;
 use crate::egress::new_search;
 use crate::maps::{EDGES, EVENTS, PROXY_UIDS, SEARCHES, atomic_add, count, phase};
@@ -107,7 +108,7 @@ fn repeat(state: *mut EdgeState, now: u64) -> u64 {
 #[inline(always)]
 fn announce(key: &EdgeKey, now: u64) {
     let event = EdgeEvent { kind: event_kind::EDGE, reserved: 0, time_ns: now, key: *key };
-    if EVENTS.output::<EdgeEvent>(&event, 0).is_err() {
+    if EVENTS.output::<EdgeEvent>(&event, wakeup(size_of::<EdgeEvent>() as u64)).is_err() {
         count(Counter::EdgeRingFull);
         flag_edge(key, edge_flags::UNREPORTED);
     }

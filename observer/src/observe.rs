@@ -33,8 +33,10 @@ mod scans;
 
 use scans::Scans;
 
-/// How often the edge set is swept and the network namespaces are looked at again.
+/// How often it is looked whether events were lost, or namespaces came that are not known.
 const TICK: Duration = Duration::from_secs(1);
+/// How often the whole edge set is read, even if no event was lost.
+const SWEEP_EVERY: Duration = Duration::from_secs(30);
 /// How long the last scan may take before the results are written without it.
 const LAST_SCAN: Duration = Duration::from_secs(5);
 /// Records that are taken before timers and signals get a turn.
@@ -76,6 +78,8 @@ pub async fn run(args: &Observe) -> Result<(), Failure> {
         collector: Collector::default(),
         sources: Sources::default(),
         looked_for: HashSet::new(),
+        unannounced: 0,
+        swept: Instant::now(),
         index: &index,
     };
     watch.until_told(&mut stop, args.duration).await.map_err(Failure::Run)?;
@@ -139,6 +143,10 @@ struct Watch<'m> {
     sources: Sources,
     /// Namespaces whose addresses were asked for; those of an ended one will never be known. Bounded as the edges are.
     looked_for: HashSet<u64>,
+    /// Edges without an event at the last sweep.
+    unannounced: u64,
+    /// When the last sweep was.
+    swept: Instant,
     index: &'m MeshIndex<'m>,
 }
 
@@ -173,7 +181,14 @@ impl Watch<'_> {
 
     /// Edges whose event was lost, counts, and what is not known yet of the namespaces.
     fn look_at_set(&mut self) -> Result<(), ProbeError> {
-        self.collector.sweep(self.probes.edges()?);
+        // The whole set costs two calls an edge, so only where an event was lost, and now and then for names of addresses that
+        // changed.
+        let unannounced = self.probes.counter(Counter::EdgeRingFull)?;
+        if self.unannounced != unannounced || self.swept.elapsed() >= SWEEP_EVERY {
+            self.unannounced = unannounced;
+            self.swept = Instant::now();
+            self.collector.sweep(self.probes.edges()?);
+        }
         let mut news = self.sources.is_empty();
         for key in self.collector.edges().keys() {
             news |= !self.sources.knows(key.netns) && self.looked_for.insert(key.netns);

@@ -20,6 +20,7 @@ use aya::{Ebpf, EbpfLoader};
 use nix::errno::Errno;
 use sidescope_common::{Counter, EdgeKey, EdgeState, SourceAddr, SourceKey, names, part};
 use tokio::io::unix::AsyncFd;
+use tokio::time::timeout;
 
 pub use error::ProbeError;
 use records::parse;
@@ -50,6 +51,9 @@ impl Default for Settings {
         }
     }
 }
+
+/// How long a record may wait in the ring before it is read.
+pub const POLL: Duration = Duration::from_millis(20);
 
 /// Programs that are attached: those that use the socket's storage first, those that fill it last.
 const HOOKS: [&str; 7] = [
@@ -190,6 +194,9 @@ impl Probes {
     /// Waits for records and hands them to `handle`, at most `limit` of them; returns how many. Nothing is lost when this is dropped
     /// while it waits.
     ///
+    /// The programs wake the reader only when the ring fills: to wake it for every record would cost the workload that connects
+    /// more than everything else. What comes before that waits for [`POLL`] at most.
+    ///
     /// # Errors
     /// When the runtime cannot wait for the ring.
     pub async fn next(
@@ -197,19 +204,27 @@ impl Probes {
         limit: usize,
         handle: impl FnMut(Result<Event<'_>, Malformed>),
     ) -> Result<usize, ProbeError> {
-        let mut guard = self.ring.readable_mut().await.map_err(ProbeError::Wait)?;
+        let Ok(ready) = timeout(POLL, self.ring.readable_mut()).await else {
+            return Ok(drain(self.ring.get_mut(), limit, handle));
+        };
+        let mut guard = ready.map_err(ProbeError::Wait)?;
         let taken = drain(guard.get_inner_mut(), limit, handle);
-        // Only an empty ring wakes us again.
+        // With records left, come back at once.
         if taken < limit {
             guard.clear_ready();
         }
         Ok(taken)
     }
 
+    /// Hands all records that are in the ring to `handle`.
+    pub fn drain(&mut self, handle: impl FnMut(Result<Event<'_>, Malformed>)) {
+        drain(self.ring.get_mut(), usize::MAX, handle);
+    }
+
     /// Detaches the programs and hands all that they left in the ring to `handle`. The maps stay readable.
     pub fn end(&mut self, handle: impl FnMut(Result<Event<'_>, Malformed>)) {
         self.detach();
-        drain(self.ring.get_mut(), usize::MAX, handle);
+        self.drain(handle);
     }
 
     /// The edge set. Edges that come while it is read may be missing.

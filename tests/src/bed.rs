@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
-pub use host::Host;
+pub use host::{Host, LONE_NETWORK};
 pub use leftovers::{Owner, end, list};
 pub use process::Proc;
 pub use services::{Protocol, Service, ServicePort};
@@ -71,6 +71,13 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Bed {
     /// Makes an empty bed, a node without pods. Sweeps what beds have left whose owner is gone.
     pub fn new() -> Result<Self> {
+        let bed = Self::without_node()?;
+        bed.make_node().context("cannot make the node of the test bed")?;
+        Ok(bed)
+    }
+
+    /// A bed for hosts that are joined to nothing: see [`Self::add_lone`]. Otherwise like [`Self::new`].
+    pub fn without_node() -> Result<Self> {
         ensure!(
             nix::unistd::geteuid().is_root(),
             "the test bed makes network namespaces and cgroups and needs root: run it with sudo"
@@ -81,10 +88,8 @@ impl Bed {
             let cgroup = cgroup::of_bed(&mount, &id);
             Ok(Arc::new(Inner { id, dir, cgroup, state: Mutex::default() }))
         })?;
-        // From here on the drop cleans up, if the next step fails too.
-        let bed = Self { inner };
-        bed.make_node().context("cannot make the node of the test bed")?;
-        Ok(bed)
+        // From here on the drop cleans up.
+        Ok(Self { inner })
     }
 
     /// The random part of all names of this bed.
@@ -116,6 +121,20 @@ impl Bed {
         state.outsiders += 1;
         let addresses = (address::outside_v4(state.outsiders), address::outside_v6(state.outsiders));
         self.add_host(&mut state, name, addresses, self.inner.cgroup.join(format!("outside-{name}")))
+    }
+
+    /// A pod that is joined to nothing: it has its loopback only, on which every address of [`LONE_NETWORK`] is its own.
+    pub fn add_lone(&self, name: &str) -> Result<Host> {
+        let mut state = self.inner.open()?;
+        state.pods += 1;
+        let cgroup = self.pods_cgroup().join(name);
+        make_cgroup(&cgroup)?;
+        let netns = format!("{}{name}", leftovers::prefix(&self.inner.id));
+        let (v4, v6) = (address::pod_v4(state.pods), address::pod_v6(state.pods));
+        let data = Arc::new(HostData { name: name.to_owned(), netns, v4, v6, cgroup });
+        host::make_lone(&data).with_context(|| format!("cannot make the host `{name}`"))?;
+        state.hosts.insert(name.to_owned(), Arc::clone(&data));
+        Ok(Host::new(&self.inner, &data))
     }
 
     /// The pod or outsider of this name.

@@ -5,6 +5,7 @@
 //! [`bookinfo`] fills a bed with Istio's sample application, [`demo`] runs `sidescope observe` on that.
 
 pub mod bed;
+pub mod bench;
 pub mod bookinfo;
 pub mod cmd;
 pub mod demo;

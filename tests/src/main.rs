@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+use sidescope_tests::bench::{self, load as bench_load};
 use sidescope_tests::bookinfo::{self, Load, Name, app::Role};
 use sidescope_tests::demo::{self, Calls};
 use sidescope_tests::dial::{self, How};
@@ -39,6 +40,27 @@ enum Command {
         #[arg(long)]
         keep: bool,
     },
+    /// Measure what the kernel programs cost and how complete their results are
+    Bench {
+        /// The program `sidescope`
+        #[arg(long)]
+        sidescope: PathBuf,
+        /// Where the results go
+        #[arg(long, default_value = "target/bench/kernel.json")]
+        out: PathBuf,
+        /// Rounds of each ratio
+        #[arg(long, default_value_t = 40)]
+        rounds: usize,
+        /// Milliseconds of a block, of which a round has three
+        #[arg(long, default_value_t = 100)]
+        block: u64,
+    },
+    /// The server of the bench (run by it, in a pod)
+    #[command(hide = true)]
+    BenchServe { cpu: usize },
+    /// The load generator of the bench (run by it, in a pod)
+    #[command(hide = true)]
+    BenchLoad { orders: PathBuf, cpu: usize },
     /// Show the beds of this machine
     List,
     /// End a bed that was kept
@@ -127,6 +149,13 @@ fn run(command: Command) -> Result<()> {
             let testbed = std::env::current_exe().context("cannot find this program")?;
             demo::run(&demo::Options { sidescope, testbed, out, calls: load, spread, keep })
         }
+        Command::Bench { sidescope, out, rounds, block } => {
+            let testbed = std::env::current_exe().context("cannot find this program")?;
+            let block = Duration::from_millis(block);
+            bench::run(&bench::Options { sidescope, testbed, out, rounds, block })
+        }
+        Command::BenchServe { cpu } => bench_load::serve(cpu),
+        Command::BenchLoad { orders, cpu } => bench_load::run(&orders, cpu),
         Command::List => {
             for (id, owner) in bed::list()? {
                 match owner.filter(|owner| owner.is_alive()) {

@@ -16,7 +16,7 @@ mod tidy;
 use std::{os::unix::process::CommandExt, process::ExitCode};
 
 use anyhow::{Context, Result};
-use clap::Parser;
+use clap::{Parser, Subcommand};
 
 use command::{Root, cargo, root_dir};
 use setup::Needs;
@@ -51,6 +51,12 @@ enum Task {
         #[arg(long, value_name = "VERSION", num_args = 0.., conflicts_with = "quick")]
         kernels: Option<Vec<String>>,
     },
+    /// Builds, then measures on this machine: needs root, and a machine that does nothing else
+    Bench {
+        /// What to measure
+        #[command(subcommand)]
+        what: Bench,
+    },
     /// Checks the rules of the code's structure that no compiler knows
     Tidy,
     /// Captures the samples of real clients in observer/samples anew; installs nothing
@@ -61,6 +67,12 @@ enum Task {
         #[arg(long, value_name = "N", default_value_t = 60)]
         seconds: u64,
     },
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// What the kernel programs cost and how complete what they find is; takes four minutes
+    Kernel,
 }
 
 fn main() -> ExitCode {
@@ -84,6 +96,7 @@ fn run(task: Task) -> Result<()> {
         Task::Demo { keep, load } => demo(keep, load),
         Task::Test { kernels: Some(names), .. } => test::run_kernels(&names),
         Task::Test { quick, kernels: None } => test::run(quick),
+        Task::Bench { what: Bench::Kernel } => bench_kernel(),
         Task::Tidy => tidy::run(),
         Task::Capture => samples::capture(),
         Task::Fuzz { seconds } => samples::fuzz(seconds),
@@ -113,5 +126,15 @@ fn demo(keep: bool, load: Option<u32>) -> Result<()> {
         testbed.arg(format!("--load={load}x"));
     }
     // The demo takes our place: signals then reach it, and nobody returns before it has cleaned up.
+    Err(testbed.exec()).context("target/release/testbed")
+}
+
+fn bench_kernel() -> Result<()> {
+    let root = Root::obtain()?;
+    setup::run(Needs::Demo)?;
+    build(true)?;
+    let mut testbed = root.command("target/release/testbed");
+    testbed.args(["bench", "--sidescope", "target/release/sidescope", "--out", "target/bench/kernel.json"]);
+    // It takes our place, as the demo does.
     Err(testbed.exec()).context("target/release/testbed")
 }

@@ -157,6 +157,26 @@ pub(crate) fn make_node(node: &HostData) -> Result<()> {
     program(node, &[])
 }
 
+/// What a lone host holds to be itself: four million addresses.
+pub const LONE_NETWORK: (Ipv4Addr, u8) = (Ipv4Addr::new(10, 128, 0, 0), 10);
+
+/// Makes a host that is joined to nothing. Its own address is the source of what it sends, whatever the destination.
+pub(crate) fn make_lone(host: &HostData) -> Result<()> {
+    add_netns(host)?;
+    let ((network, bits), v4, v6) = (LONE_NETWORK, host.v4, host.v6);
+    ip_batch(
+        host,
+        format!(
+            "addr add {v4}/32 dev lo\n\
+             addr add {v6}/128 dev lo nodad\n\
+             link set lo up\n\
+             route add local {network}/{bits} dev lo table local src {v4}\n"
+        ),
+    )?;
+    // Ports for many connections; none of them is ever sent to another machine.
+    sysctl(host, &[("ipv4/ip_local_port_range", "2048\t65000")])
+}
+
 /// Makes a host and joins it to the node's bridge.
 pub(crate) fn join(node: &HostData, host: &HostData, number: usize) -> Result<()> {
     add_netns(host)?;
