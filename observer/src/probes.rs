@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "the kernel is asked here, and nowhere else")]
 
 mod error;
+mod kernel;
 mod records;
 
 use std::fs::File;
@@ -23,6 +24,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::timeout;
 
 pub use error::ProbeError;
+use kernel::{kernel_release, version_of};
 use records::parse;
 pub use records::{Event, Malformed};
 
@@ -386,33 +388,4 @@ fn refused<E: std::error::Error + 'static>(
         cause = current.source();
     }
     otherwise(err)
-}
-
-/// Major and minor version of a kernel release. Not aya's, which on some distributions reads another text than `uname -r` shows.
-fn version_of(release: &str) -> Option<(u16, u16)> {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
-    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
-}
-
-fn kernel_release() -> String {
-    nix::sys::utsname::uname()
-        .map_or_else(|_| "unknown".to_owned(), |uname| uname.release().to_string_lossy().into_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_version_is_what_a_release_begins_with() {
-        for (release, version) in [
-            ("5.10.0-30-amd64", Some((5, 10))),
-            ("6.18.44", Some((6, 18))),
-            ("6.1-rc3", Some((6, 1))),
-            ("6", None),
-            ("unknown", None),
-        ] {
-            assert_eq!(version_of(release), version, "{release}");
-        }
-    }
 }

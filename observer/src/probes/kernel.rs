@@ -1,0 +1,30 @@
+//! Which kernel this is.
+
+/// Major and minor version of a kernel release. Not aya's, which on some distributions reads another text than `uname -r` shows.
+pub(super) fn version_of(release: &str) -> Option<(u16, u16)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
+pub(super) fn kernel_release() -> String {
+    nix::sys::utsname::uname()
+        .map_or_else(|_| "unknown".to_owned(), |uname| uname.release().to_string_lossy().into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_is_what_a_release_begins_with() {
+        for (release, version) in [
+            ("5.10.0-30-amd64", Some((5, 10))),
+            ("6.18.44", Some((6, 18))),
+            ("6.1-rc3", Some((6, 1))),
+            ("6", None),
+            ("unknown", None),
+        ] {
+            assert_eq!(version_of(release), version, "{release}");
+        }
+    }
+}
