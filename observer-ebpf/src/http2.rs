@@ -2,7 +2,7 @@
 
 use aya_ebpf::programs::SkBuffContext;
 use sidescope_common::http2::{
-    BLIND_INDEX, FLAG_PRIORITY, FRAME_HEADER, HEADERS, HUFFMAN, PRIORITY, field_byte, frame_byte, passes,
+    BLIND_INDEX, FLAG_PRIORITY, FRAME_HEADER, HEADERS, HUFFMAN, PRIORITY, field_byte, frame_byte, pass,
     state,
 };
 use sidescope_common::{Counter, head_format, part};
@@ -120,10 +120,9 @@ fn walk(ctx: &SkBuffContext, search: &mut Search, scratch: &mut Scratch, payload
         let left = payload.len - at;
         let http2 = &mut search.http2;
         if http2.frame_left != 0 {
-            let pass = passes(http2).min(left);
-            if pass != 0 {
-                http2.frame_left -= pass;
-                scratch.at = at + pass;
+            let passed = pass(http2, left);
+            if passed != 0 {
+                scratch.at = at + passed;
                 continue;
             }
             if http2.state == state::CAPTURE {
