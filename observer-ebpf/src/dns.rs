@@ -82,7 +82,7 @@ pub fn try_ingress(ctx: &SkBuffContext) {
         count(Counter::DnsBudget);
         return;
     }
-    with_scratch(|scratch| hand_on(ctx, scratch, &payload, resolver.netns, now));
+    with_scratch(ctx, |scratch| hand_on(ctx, scratch, &payload, resolver.netns, now));
 }
 
 #[inline(always)]

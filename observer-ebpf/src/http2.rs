@@ -2,8 +2,7 @@
 
 use aya_ebpf::programs::SkBuffContext;
 use sidescope_common::http2::{
-    BLIND_INDEX, FLAG_PRIORITY, FRAME_HEADER, HEADERS, HUFFMAN, PRIORITY, field_byte, frame_byte, pass,
-    state,
+    BLIND_INDEX, FLAG_PRIORITY, FRAME_HEADER, HEADERS, HUFFMAN, PRIORITY, field_byte, frame_byte, pass, state,
 };
 use sidescope_common::{Counter, head_format, part};
 
@@ -66,11 +65,11 @@ pub fn try_http2(ctx: &SkBuffContext) {
     if begin >= payload.len {
         // Sent before. Bytes that begin behind those we wait for would mean that a packet was not shown to us.
         if begin > u32::MAX / 2 {
-            with_scratch(|scratch| lost(ctx, search, scratch));
+            with_scratch(ctx, |scratch| lost(ctx, search, scratch));
         }
         return;
     }
-    let end = with_scratch(|scratch| {
+    let end = with_scratch(ctx, |scratch| {
         scratch.at = begin;
         let end = walk(ctx, search, scratch, &payload);
         let at = anew!(scratch.at);

@@ -55,8 +55,11 @@ const HOOKS: [&str; 7] = [
 ];
 
 /// Programs that the egress program calls.
-const PARTS: [(u32, &str); part::COUNT as usize] =
-    [(part::TLS, names::EGRESS_TLS), (part::HTTP2, names::EGRESS_HTTP2)];
+const PARTS: [(u32, &str); part::COUNT as usize] = [
+    (part::TLS, names::EGRESS_TLS),
+    (part::HTTP2, names::EGRESS_HTTP2),
+    (part::PIPELINED, names::EGRESS_PIPELINED),
+];
 
 /// Why the programs cannot run.
 #[derive(Debug, thiserror::Error)]
