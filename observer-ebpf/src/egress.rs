@@ -85,7 +85,7 @@ fn begin(ctx: &SkBuffContext, search: &mut Search, payload: Payload) {
             http1::begin(ctx, search, scratch, &payload, start);
             release(ctx, scratch);
         }
-        // After a whole host the next request may be in the same packet; elsewhere that was looked at.
+        // Where the head ended in this packet, or its host was found in it, another one may follow.
         if search.next_seq == payload.seq {
             to_part(ctx, part::PIPELINED);
         }

@@ -93,6 +93,9 @@ pub fn begin(
     search.tail = 0;
     if within_budget(ctx, search, scratch) {
         hand_on_piece(ctx, search, scratch, payload, len);
+        if search.phase == phase::BETWEEN {
+            search.next_seq = payload.seq;
+        }
     }
 }
 
@@ -177,7 +180,10 @@ fn find_end(scratch: &mut Scratch) {
             break;
         }
         if window & 0xff_ffff == END >> 8 {
-            scratch.at = at as u32 + 3;
+            // Where that comes in the next packet, it does not end here.
+            if at + 2 < anew!(scratch.window_end) as usize {
+                scratch.at = at as u32 + 3;
+            }
             break;
         }
         i += 1;

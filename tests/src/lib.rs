@@ -9,6 +9,7 @@ pub mod bookinfo;
 pub mod cmd;
 pub mod demo;
 pub mod dial;
+pub mod dns;
 pub mod inventory;
 pub mod tcp;
 pub mod wait;

@@ -10,7 +10,7 @@ use clap::{Parser, Subcommand};
 use sidescope_tests::bookinfo::{self, Load, Name, app::Role};
 use sidescope_tests::demo::{self, Calls};
 use sidescope_tests::dial::{self, How};
-use sidescope_tests::{Bed, Cmd, bed, tcp};
+use sidescope_tests::{Bed, Cmd, bed, dns, tcp};
 
 #[derive(Parser)]
 #[command(about = "Sidescope's test bed: real processes in network namespaces")]
@@ -77,6 +77,34 @@ enum Command {
     /// Connect, and print what is read
     #[command(hide = true)]
     Connect { address: SocketAddr },
+    /// Take what connections bring, and send as many zeros back: who sends knows what has arrived
+    #[command(hide = true)]
+    Sink { port: u16 },
+    /// Send standard input to a sink, each piece once the one before has arrived
+    #[command(hide = true)]
+    Send {
+        address: SocketAddr,
+        /// Where the input is cut into pieces
+        #[arg(long, value_delimiter = ',')]
+        cuts: Vec<usize>,
+    },
+    /// Answer DNS questions on port 53 or another: NAME=ADDRESS, or ALIAS=NAME
+    #[command(hide = true)]
+    Answer { port: u16, records: Vec<String> },
+    /// Pass DNS questions on to a server, as the DNS proxy in a pod does
+    #[command(hide = true)]
+    Forward { port: u16, server: SocketAddr },
+    /// Ask a DNS server for a name, connect to the address and say something
+    #[command(hide = true)]
+    Ask {
+        how: dns::How,
+        server: SocketAddr,
+        name: String,
+        port: u16,
+        /// Ask for an IPv6 address
+        #[arg(long)]
+        v6: bool,
+    },
     /// Open a connection in one of many ways, and print what came of it
     #[command(hide = true)]
     Dial { how: How, address: SocketAddr },
@@ -118,6 +146,11 @@ fn run(command: Command) -> Result<()> {
         Command::Get { url, resolve } => bookinfo::load::get(&url, resolve),
         Command::Greet { port, text } => tcp::greet(port, &text),
         Command::Connect { address } => tcp::connect(address),
+        Command::Sink { port } => tcp::sink(port),
+        Command::Send { address, cuts } => tcp::send(address, &cuts),
+        Command::Answer { port, records } => dns::answer(port, &records),
+        Command::Forward { port, server } => dns::forward(port, server),
+        Command::Ask { how, server, name, port, v6 } => dns::ask(how, server, &name, port, v6),
         Command::Dial { how, address } => dial::run(how, address),
         Command::Hold => {
             let bed = Bed::new()?;
