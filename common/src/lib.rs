@@ -76,6 +76,8 @@ pub const HEAD_WINDOW_NS: u64 = 1_000_000_000;
 
 /// Index of the parts of the egress program. Each is a program of its own, so that each has the verifier's limits for itself.
 pub mod part {
+    use super::names;
+
     /// TLS.
     pub const TLS: u32 = 0;
     /// HTTP/2.
@@ -84,6 +86,9 @@ pub mod part {
     pub const PIPELINED: u32 = 2;
     /// Number of parts.
     pub const COUNT: u32 = 3;
+    /// The program that each part is.
+    pub const PROGRAMS: [(u32, &str); COUNT as usize] =
+        [(TLS, names::EGRESS_TLS), (HTTP2, names::EGRESS_HTTP2), (PIPELINED, names::EGRESS_PIPELINED)];
 }
 
 /// An IPv6 address, or an IPv4 address in its v4-mapped form (`::ffff:a.b.c.d`), in network byte order.

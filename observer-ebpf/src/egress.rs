@@ -201,7 +201,7 @@ fn searches() -> *mut core::ffi::c_void {
 #[inline(always)]
 fn to_part(ctx: &SkBuffContext, part: u32) {
     // SAFETY: the parts are programs of the same type.
-    let _ = unsafe { PARTS.tail_call(ctx, part) };
+    unsafe { PARTS.tail_call(ctx, part) };
 }
 
 /// Whether this is the first packet of the socket in this millisecond (of 2^20 ns).

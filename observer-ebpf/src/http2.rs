@@ -88,7 +88,7 @@ pub fn try_http2(ctx: &SkBuffContext) {
     });
     if matches!(end, Some(End::Steps | End::Capture)) {
         // SAFETY: a program of the same type.
-        let _ = unsafe { PARTS.tail_call(ctx, part::HTTP2) };
+        unsafe { PARTS.tail_call(ctx, part::HTTP2) };
     }
     if end.is_none() {
         // Without room to read it the thread is lost.
