@@ -4,7 +4,9 @@
 //! kernel, where nothing can be looked up and every loop is bounded by its caller, and lives here so that it can be tested outside.
 //!
 //! It needs no copy of the encoder's dynamic table: an indexed field refers to an entry that went by as a literal before, and was
-//! looked at then. Only on a connection that is older than the programs it may refer to something that nobody saw.
+//! looked at then. Of a name that is taken from the table it must only be known whether it is that of an authority: a bit for
+//! each of the last entries says so. A connection that is older than the programs may refer to something that nobody saw, and so
+//! may one whose table is larger than the bits; then the walk says that it does not know ([`BLIND_INDEX`]).
 
 /// Length of the connection preface (RFC 9113, 3.4).
 pub const PREFACE: u32 = 24;
@@ -28,6 +30,11 @@ const HOST_INDEX: u32 = 38;
 const AUTHORITY_HUFFMAN: u64 = 0xb83b_5339_ec32_7d7f;
 const AUTHORITY_START: u64 = u64::from_be_bytes(*b":authori");
 const AUTHORITY_END: [u8; 2] = *b"ty";
+const HOST_HUFFMAN: u64 = 0x9ce8_4f00_0000_0000;
+const HOST_PLAIN: u64 = u64::from_be_bytes(*b"host\0\0\0\0");
+/// Entries of the dynamic table of which [`Walk::recent`] knows: all that the default size of a table (4096 bytes, of which each
+/// entry takes at least 32) can hold.
+const RECENT: u32 = 128;
 
 /// What the next byte of a header block is.
 pub mod state {
@@ -70,13 +77,17 @@ const NEEDS_PRIORITY: u8 = 8;
 /// The connection is older than the programs: entries of its dynamic table are not known.
 pub const BLIND: u8 = 16;
 
-/// A field of such a connection referred to an entry that is not known.
+/// A field referred to an entry that is not known: it may have been an authority.
 pub const BLIND_INDEX: u8 = 32;
+/// The name that is being compared may be `host`, and not `:authority`.
+const SHORT_NAME: u8 = 64;
 
 /// Where the walk stands. Zero is the start of a frame; for a new connection see [`Walk::of_new_connection`].
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 pub struct Walk {
+    /// A bit for each of the last entries of the encoder's dynamic table, the last one lowest: its name is an authority's.
+    pub recent: [u64; 2],
     /// Bytes of the current frame's payload that are left.
     pub frame_left: u32,
     /// Bytes to pass over before the next byte that matters.
@@ -87,8 +98,6 @@ pub struct Walk {
     pub frame_len: u32,
     /// Entries that were put into the encoder's dynamic table.
     pub inserted: u32,
-    /// [`inserted`](Self::inserted) after the last entry whose name is :authority; 0: none.
-    pub authority: u32,
     /// Bytes of the authority that are still to be handed on.
     pub capture: u32,
     /// Length of that authority.
@@ -101,7 +110,6 @@ pub struct Walk {
     pub frame_type: u8,
     /// Its flags.
     pub frame_flags: u8,
-    /// What the integer that is being read means.
     /// What the integer that is being read means: one of [`meaning`].
     pub meaning: u8,
     /// Bits of that integer that were read.
@@ -124,18 +132,22 @@ impl Walk {
     }
 }
 
-/// How many bytes of the current frame are of no interest.
+/// Passes over the bytes of the current frame that are of no interest, as far as they are among the `left` that there are;
+/// returns how many.
 #[inline(always)]
-pub fn passes(http2: &mut Walk) -> u32 {
-    if http2.frame_type != HEADERS && http2.frame_type != CONTINUATION {
-        return http2.frame_left;
-    }
-    if http2.frame_left <= u32::from(http2.pad) {
-        return http2.frame_left;
-    }
-    let pass = http2.skip.min(http2.frame_left - u32::from(http2.pad));
-    http2.skip -= pass;
-    pass
+pub fn pass(http2: &mut Walk, left: u32) -> u32 {
+    let rest = http2.frame_left.min(left);
+    let of_no_interest = http2.frame_type != HEADERS && http2.frame_type != CONTINUATION;
+    let len = if of_no_interest || http2.frame_left <= u32::from(http2.pad) {
+        rest
+    } else {
+        // The rest of a value that goes on in another packet, or in another frame, is passed over there.
+        let len = http2.skip.min(http2.frame_left - u32::from(http2.pad)).min(rest);
+        http2.skip -= len;
+        len
+    };
+    http2.frame_left -= len;
+    len
 }
 
 /// A byte of a frame header. True: it is the last one of a HEADERS frame's.
@@ -233,19 +245,28 @@ fn integer(http2: &mut Walk) {
     match http2.meaning {
         meaning::NAME_INDEX if value == 0 => http2.state = state::NAME_LENGTH,
         meaning::NAME_INDEX => {
-            let named = value == AUTHORITY_INDEX || value == HOST_INDEX;
-            let by_entry = value > STATIC_ENTRIES
-                && http2.authority != 0
-                && http2.inserted.wrapping_sub(value - STATIC_ENTRIES - 1) == http2.authority;
-            if named || by_entry {
+            if value > STATIC_ENTRIES {
+                let back = value - STATIC_ENTRIES - 1;
+                if is_unseen(http2, back) {
+                    http2.field |= BLIND_INDEX;
+                } else {
+                    let bits = if back < 64 { http2.recent[0] } else { http2.recent[1] };
+                    if (bits >> (back & 63)) & 1 != 0 {
+                        http2.field |= AUTHORITY;
+                    }
+                }
+            } else if value == AUTHORITY_INDEX || value == HOST_INDEX {
                 http2.field |= AUTHORITY;
             }
             http2.state = state::VALUE_LENGTH;
         }
         meaning::NAME_LENGTH => {
-            let of_authority = if http2.field & HUFFMAN != 0 { 8 } else { 10 };
+            let (of_authority, of_host) = if http2.field & HUFFMAN != 0 { (8, 3) } else { (10, 4) };
             http2.matched = 0;
             if value == of_authority {
+                http2.state = state::NAME;
+            } else if value == of_host {
+                http2.field |= SHORT_NAME;
                 http2.state = state::NAME;
             } else {
                 http2.skip = value;
@@ -254,10 +275,9 @@ fn integer(http2: &mut Walk) {
         }
         meaning::VALUE_LENGTH => {
             if http2.field & INCREMENTAL != 0 {
-                http2.inserted = http2.inserted.wrapping_add(1);
-                if http2.field & AUTHORITY != 0 {
-                    http2.authority = http2.inserted;
-                }
+                http2.inserted = http2.inserted.saturating_add(1);
+                http2.recent[1] = (http2.recent[1] << 1) | (http2.recent[0] >> 63);
+                http2.recent[0] = (http2.recent[0] << 1) | u64::from(http2.field & AUTHORITY != 0);
             }
             http2.state = state::FIELD;
             if http2.field & AUTHORITY != 0 && value != 0 {
@@ -268,19 +288,34 @@ fn integer(http2: &mut Walk) {
                 http2.skip = value;
             }
         }
-        meaning::INDEX if value > STATIC_ENTRIES && http2.field & BLIND != 0 => {
-            http2.field |= BLIND_INDEX;
+        meaning::INDEX => {
+            // An entry that was seen was looked at then.
+            let older = http2.field & BLIND != 0 && value > STATIC_ENTRIES;
+            if older && value - STATIC_ENTRIES > http2.inserted {
+                http2.field |= BLIND_INDEX;
+            }
             http2.state = state::FIELD;
         }
         _ => http2.state = state::FIELD,
     }
 }
 
-/// A byte of a name that is as long as that of the authority.
+/// Whether nothing is known of the entry that was put into the dynamic table before so many others.
+#[inline(always)]
+fn is_unseen(http2: &Walk, back: u32) -> bool {
+    back >= RECENT || (http2.field & BLIND != 0 && back >= http2.inserted)
+}
+
+/// A byte of a name that is as long as one of an authority.
 #[inline(always)]
 fn name_byte(http2: &mut Walk, byte: u8) {
     let at = http2.matched & 15;
-    let (word, len) = if http2.field & HUFFMAN != 0 { (AUTHORITY_HUFFMAN, 8) } else { (AUTHORITY_START, 10) };
+    let (word, len) = match (http2.field & SHORT_NAME != 0, http2.field & HUFFMAN != 0) {
+        (false, true) => (AUTHORITY_HUFFMAN, 8),
+        (false, false) => (AUTHORITY_START, 10),
+        (true, true) => (HOST_HUFFMAN, 3),
+        (true, false) => (HOST_PLAIN, 4),
+    };
     let expected = match at {
         0..=7 => (word >> (56 - 8 * u32::from(at))) as u8,
         8 => AUTHORITY_END[0],

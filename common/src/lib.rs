@@ -28,6 +28,8 @@ pub mod names {
     pub const EGRESS: &str = "sidescope_egress";
     /// The part of the egress program that reads a TLS ClientHello; called by it.
     pub const EGRESS_TLS: &str = "sidescope_tls";
+    /// The part of the egress program that looks for a second request in a packet of HTTP/1; called by it.
+    pub const EGRESS_PIPELINED: &str = "sidescope_pipelined";
     /// The part of the egress program that walks HTTP/2 frames; called by it.
     pub const EGRESS_HTTP2: &str = "sidescope_http2";
     /// `cgroup_skb/ingress`: DNS answers.
@@ -74,12 +76,19 @@ pub const HEAD_WINDOW_NS: u64 = 1_000_000_000;
 
 /// Index of the parts of the egress program. Each is a program of its own, so that each has the verifier's limits for itself.
 pub mod part {
+    use super::names;
+
     /// TLS.
     pub const TLS: u32 = 0;
     /// HTTP/2.
     pub const HTTP2: u32 = 1;
+    /// Another request of HTTP/1 in the same packet.
+    pub const PIPELINED: u32 = 2;
     /// Number of parts.
-    pub const COUNT: u32 = 2;
+    pub const COUNT: u32 = 3;
+    /// The program that each part is.
+    pub const PROGRAMS: [(u32, &str); COUNT as usize] =
+        [(TLS, names::EGRESS_TLS), (HTTP2, names::EGRESS_HTTP2), (PIPELINED, names::EGRESS_PIPELINED)];
 }
 
 /// An IPv6 address, or an IPv4 address in its v4-mapped form (`::ffff:a.b.c.d`), in network byte order.
@@ -274,11 +283,13 @@ pub enum Counter {
     DnsRingFull = 9,
     /// DNS messages over [`DNS_PER_WINDOW`].
     DnsBudget = 10,
+    /// Packets of HTTP/1 in which another request follows the first one.
+    Pipelined = 11,
 }
 
 impl Counter {
     /// All counters, in the order of their index.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Connects,
         Self::EdgesFull,
         Self::EdgeRingFull,
@@ -290,6 +301,7 @@ impl Counter {
         Self::FramesLost,
         Self::DnsRingFull,
         Self::DnsBudget,
+        Self::Pipelined,
     ];
 
     /// Whether it means that something is missing or marked as incomplete.
@@ -312,6 +324,7 @@ impl Counter {
             Self::FramesLost => "framesLost",
             Self::DnsRingFull => "dnsRingFull",
             Self::DnsBudget => "dnsBudget",
+            Self::Pipelined => "pipelined",
         }
     }
 }

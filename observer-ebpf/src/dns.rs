@@ -54,7 +54,7 @@ pub fn try_ingress(ctx: &SkBuffContext) {
     let Some(sk) = full_socket(ctx) else { return };
     // SAFETY: a full socket. Its port of destination is in network byte order.
     let (protocol, peer) = unsafe { ((*sk).protocol, (*sk).dst_port) };
-    if protocol != u32::from(UDP) && (protocol != u32::from(TCP) || u16::from_be(peer as u16) != PORT) {
+    if protocol != u32::from(UDP) && (protocol != u32::from(TCP) || u16::from_be(peer) != PORT) {
         return;
     }
     let resolvers = (&raw const RESOLVERS).cast_mut().cast();
@@ -82,7 +82,7 @@ pub fn try_ingress(ctx: &SkBuffContext) {
         count(Counter::DnsBudget);
         return;
     }
-    with_scratch(|scratch| hand_on(ctx, scratch, &payload, resolver.netns, now));
+    with_scratch(ctx, |scratch| hand_on(ctx, scratch, &payload, resolver.netns, now));
 }
 
 #[inline(always)]

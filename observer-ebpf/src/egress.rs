@@ -11,7 +11,7 @@ use aya_ebpf::programs::SkBuffContext;
 use sidescope_common::http2::{BLIND, Walk};
 use sidescope_common::{Counter, EdgeKey, part};
 
-use crate::handover::with_scratch;
+use crate::handover::{claim, release};
 use crate::http1::{self, Start};
 use crate::http2;
 use crate::maps::{PARTS, PROXY_UIDS, SEARCHES, Search, count, phase};
@@ -46,8 +46,11 @@ pub fn try_egress(ctx: &SkBuffContext) {
         phase::TLS => to_part(ctx, part::TLS),
         phase::HTTP2 => to_part(ctx, part::HTTP2),
         phase::HEAD => {
-            if payload.seq == search.next_seq {
-                with_scratch(|scratch| http1::go_on(ctx, search, scratch, &payload));
+            if payload.seq == search.next_seq
+                && let Some(scratch) = claim()
+            {
+                http1::go_on(ctx, search, scratch, &payload);
+                release(ctx, scratch);
             }
         }
         _ => begin(ctx, search, payload),
@@ -78,7 +81,14 @@ fn begin(ctx: &SkBuffContext, search: &mut Search, payload: Payload) {
     }
     let start = if payload.len < 9 { short_start(word) } else { http1::start(ctx, &payload, word) };
     if start != Start::Other {
-        with_scratch(|scratch| http1::begin(ctx, search, scratch, &payload, start));
+        if let Some(scratch) = claim() {
+            http1::begin(ctx, search, scratch, &payload, start);
+            release(ctx, scratch);
+        }
+        // Where the head ended in this packet, or its host was found in it, another one may follow.
+        if search.next_seq == payload.seq {
+            to_part(ctx, part::PIPELINED);
+        }
         return;
     }
     if search.phase != phase::NEW {
@@ -156,6 +166,8 @@ pub fn new_search(key: EdgeKey, edge: u64, phase: u32) -> Search {
         phase,
         window: 0,
         heads: 0,
+        tail: 0,
+        reserved: 0,
         http2: Walk::default(),
     }
 }
@@ -189,7 +201,7 @@ fn searches() -> *mut core::ffi::c_void {
 #[inline(always)]
 fn to_part(ctx: &SkBuffContext, part: u32) {
     // SAFETY: the parts are programs of the same type.
-    let _ = unsafe { PARTS.tail_call(ctx, part) };
+    unsafe { PARTS.tail_call(ctx, part) };
 }
 
 /// Whether this is the first packet of the socket in this millisecond (of 2^20 ns).

@@ -10,42 +10,73 @@ use sidescope_common::{
 
 use crate::bounded::{load_bytes, ring_output};
 use crate::connect::flag_edge;
-use crate::maps::{EDGES, HOSTS, SCRATCH, SCRATCH_SLOTS, Scratch, Search, atomic_add, count};
+use crate::maps::{EDGES, HOSTS, SCRATCH, SCRATCH_SLOTS, Scratch, Search, anew, atomic_add, count};
 
 /// Longest host in bytes that is told apart: 255 of a name and a port.
 pub const NAME_BYTES: usize = 264;
+
+/// An offset that is in no packet, whatever the kernel's idea of the longest one.
+const NOWHERE: u32 = u32::MAX;
 
 const HEADER: i32 = size_of::<HeadEvent>() as i32;
 
 /// Runs `f` with a slot of scratch that nobody else on this CPU uses. `None`: all slots are taken.
 ///
+/// The compiler may make a function of `f`, which is well as long as its result is a number; where it is none, or large, see
+/// [`claim`].
+#[inline(always)]
+pub fn with_scratch<R>(ctx: &SkBuffContext, f: impl FnOnce(&mut Scratch) -> R) -> Option<R> {
+    let scratch = claim()?;
+    let result = f(scratch);
+    release(ctx, scratch);
+    Some(result)
+}
+
+/// A slot of scratch that nobody else on this CPU uses, until [`release`]. `None`: all slots are taken.
+///
 /// A softirq, or on preemptible kernels another task, can run a program on the same CPU in the midst of this one. An atomic add
 /// and a look at the result is a lock that works on 5.10 (which has no atomic exchange): two may both lose, never both win.
 #[inline(always)]
-pub fn with_scratch<R>(mut f: impl FnMut(&mut Scratch) -> R) -> Option<R> {
+pub fn claim() -> Option<&'static mut Scratch> {
     let mut slot = 0;
     while slot < SCRATCH_SLOTS {
         let scratch = SCRATCH.get_ptr_mut(slot)?;
         // SAFETY: a per-CPU map value, valid for the run of the program.
         unsafe { atomic_add(&raw mut (*scratch).claims, 1) };
         // SAFETY: as above.
-        let alone = unsafe { core::ptr::read_volatile(&raw const (*scratch).claims) } == 1;
-        // SAFETY: the claim makes this the only reference.
-        let result = if alone { Some(f(unsafe { &mut *scratch })) } else { None };
+        if unsafe { core::ptr::read_volatile(&raw const (*scratch).claims) } == 1 {
+            // SAFETY: the claim makes this the only reference.
+            return Some(unsafe { &mut *scratch });
+        }
         // SAFETY: as above.
         unsafe { atomic_add(&raw mut (*scratch).claims, u64::MAX) };
-        if result.is_some() {
-            return result;
-        }
         slot += 1;
     }
     count(Counter::PacketUnreadable);
     None
 }
 
+/// Gives a slot back, and leaves nothing in it of what was read from the packet: whoever may read maps must not find cookies and
+/// tokens there.
+///
+/// A load from an offset that no packet has fails, and a load that fails fills what it was given with zeros (the helper has to:
+/// the verifier takes the memory for written). That is one call, for packets that are looked at and for no others, where a loop
+/// of stores would be walked by the verifier once for each way that leads here.
+#[inline(always)]
+pub fn release(ctx: &SkBuffContext, scratch: &mut Scratch) {
+    let used = anew!(scratch.used);
+    if used != 0 {
+        load_bytes(ctx.skb.skb, NOWHERE, scratch, used);
+        scratch.used = 0;
+    }
+    // SAFETY: a per-CPU map value, claimed before.
+    unsafe { atomic_add(&raw mut scratch.claims, u64::MAX) };
+}
+
 /// Copies `len` bytes of the packet to the start of the scratch. False: there are none, too many, or they cannot be read.
 #[inline(always)]
 pub fn load(ctx: &SkBuffContext, scratch: &mut Scratch, offset: u32, len: u32) -> bool {
+    scratch.used = scratch.used.max(len);
     (1..=HEAD_BYTES as u32).contains(&len) && load_bytes(ctx.skb.skb, offset, scratch, len)
 }
 

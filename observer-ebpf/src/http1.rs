@@ -4,9 +4,12 @@ use aya_ebpf::programs::SkBuffContext;
 use sidescope_common::{Counter, HEAD_BYTES, head_format};
 
 use crate::bounded::byte_at;
-use crate::handover::{NAME_BYTES, Name, Piece, hand_on, load, name, unknown_host, within_budget};
+use crate::egress::{full_socket, search_of};
+use crate::handover::{
+    NAME_BYTES, Name, Piece, claim, hand_on, load, name, release, unknown_host, within_budget,
+};
 use crate::maps::{Scratch, Search, anew, count, phase};
-use crate::packet::Payload;
+use crate::packet::{Payload, payload};
 
 /// Bytes of a segment that are searched for the Host header here. A host that stands later is found in user space.
 const SCAN_BYTES: usize = 1024;
@@ -14,6 +17,10 @@ const SCAN_BYTES: usize = 1024;
 /// `\nHost:` with bit 5 of every byte set, as the loop sees it.
 const NEEDLE: u64 = u64::from_be_bytes([0, 0, b'\n' | 0x20, b'h', b'o', b's', b't', b':']);
 const NEEDLE_MASK: u64 = 0xffff_ffff_ffff;
+
+/// The end of the last header and the empty line after it.
+const END: u64 = u64::from_be_bytes(*b"\0\0\0\0\r\n\r\n");
+const END_MASK: u64 = 0xffff_ffff;
 
 /// How a segment begins.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -65,14 +72,16 @@ pub fn begin(
     search.copied = 0;
     search.phase = phase::BETWEEN;
     let len = payload.len.min(HEAD_BYTES as u32);
+    scratch.window_end = len;
     if !load(ctx, scratch, payload.offset, len) {
         count(Counter::PacketUnreadable);
         unknown_host(ctx, search, scratch);
         return;
     }
-    if start == Start::Path && find_host(scratch, len as usize) {
+    if start == Start::Path && find_host(scratch) {
         // Through memory: see `Scratch::start`.
         let (from, to) = (anew!(scratch.start), anew!(scratch.end));
+        search.next_seq = payload.seq;
         match name(ctx, search, scratch, payload.offset + from, to - from, head_format::NAME) {
             Name::Known => search.known += 1,
             Name::New => search.known = 0,
@@ -81,8 +90,41 @@ pub fn begin(
     }
     // The host stands in the target, later than the loop looks, or in a later segment: user space has a look.
     search.known = 0;
+    search.tail = 0;
     if within_budget(ctx, search, scratch) {
         hand_on_piece(ctx, search, scratch, payload, len);
+        if search.phase == phase::BETWEEN {
+            search.next_seq = payload.seq;
+        }
+    }
+}
+
+/// Looks for another request behind the head with which the packet begins. A program of its own: in the one that looks for the
+/// host, the verifier would walk this loop once for each end of that one.
+#[inline(always)]
+pub fn try_pipelined(ctx: &SkBuffContext) {
+    let Some(sk) = full_socket(ctx) else { return };
+    let search = search_of(sk);
+    if search.is_null() {
+        return;
+    }
+    // SAFETY: not null, and valid for the run of the program. Packets of one socket are sent under its lock.
+    let search = unsafe { &mut *search };
+    let Some(mut payload) = payload(ctx) else { return };
+    // What lies before is a PROXY protocol header.
+    let passed = search.next_seq.wrapping_sub(payload.seq);
+    if passed >= payload.len {
+        return;
+    }
+    payload.offset += passed;
+    let len = (payload.len - passed).min(HEAD_BYTES as u32);
+    if let Some(scratch) = claim() {
+        scratch.window_end = len;
+        if load(ctx, scratch, payload.offset, len) {
+            find_end(scratch);
+            mark_pipelined(ctx, search, scratch, &payload, len);
+        }
+        release(ctx, scratch);
     }
 }
 
@@ -90,8 +132,10 @@ pub fn begin(
 #[inline(always)]
 pub fn go_on(ctx: &SkBuffContext, search: &mut Search, scratch: &mut Scratch, payload: &Payload) {
     let len = payload.len.min((HEAD_BYTES as u32).saturating_sub(search.copied));
+    scratch.window_end = len;
     if load(ctx, scratch, payload.offset, len) {
         hand_on_piece(ctx, search, scratch, payload, len);
+        mark_pipelined(ctx, search, scratch, payload, len);
     } else {
         count(Counter::PacketUnreadable);
         unknown_host(ctx, search, scratch);
@@ -110,32 +154,101 @@ fn hand_on_piece(
     hand_on(ctx, search, scratch, &Piece { len, total: 0, format: head_format::HTTP1, host: 0 });
     search.copied += len;
     search.next_seq = payload.seq.wrapping_add(len);
-    let more = search.copied < HEAD_BYTES as u32 && !ends_head(scratch, len as usize);
+    find_end_across(search, scratch, len);
+    // It may end beyond what is searched.
+    let ended = anew!(scratch.at) != 0 || u64::from(search.tail) == END;
+    let more = search.copied < HEAD_BYTES as u32 && !ended;
     search.phase = if more { phase::HEAD } else { phase::BETWEEN };
 }
 
-/// Whether the bytes end with the empty line that ends a head.
+/// Looks for the empty line that ends a head; leaves in `at` where it ends, or 0.
 #[inline(always)]
-fn ends_head(scratch: &Scratch, len: usize) -> bool {
-    if !(4..=HEAD_BYTES).contains(&len) {
-        return false;
+fn find_end(scratch: &mut Scratch) {
+    scratch.at = 0;
+    let mut window = 0u64;
+    let mut i = 0;
+    // Two bytes at once: the line ends with them, or all but its last byte does.
+    while i < SCAN_BYTES / 2 {
+        let at = 2 * i;
+        if at + 1 >= anew!(scratch.window_end) as usize {
+            break;
+        }
+        let pair = u64::from(byte_at(scratch, at)) << 8 | u64::from(byte_at(scratch, at + 1));
+        window = (window << 16 | pair) & END_MASK;
+        if window == END {
+            scratch.at = at as u32 + 2;
+            break;
+        }
+        if window & 0xff_ffff == END >> 8 {
+            // Where that comes in the next packet, it does not end here.
+            if at + 2 < anew!(scratch.window_end) as usize {
+                scratch.at = at as u32 + 3;
+            }
+            break;
+        }
+        i += 1;
     }
-    let last = len - 4;
-    byte_at(scratch, last) == b'\r'
-        && byte_at(scratch, last + 1) == b'\n'
-        && byte_at(scratch, last + 2) == b'\r'
-        && byte_at(scratch, last + 3) == b'\n'
 }
 
-/// Looks for the whole value of the Host header in the first `len` bytes of the scratch; leaves where it starts and ends there.
+/// The same in a piece of a head, where the line may have begun in an earlier one.
 #[inline(always)]
-fn find_host(scratch: &mut Scratch, len: usize) -> bool {
+fn find_end_across(search: &mut Search, scratch: &mut Scratch, len: u32) {
+    let start = u32::from_be_bytes([0, 1, 2, 3].map(|at| byte_at(scratch, at)));
+    let both = u64::from(search.tail) << 32 | u64::from(start);
+    let across = if both >> 24 & END_MASK == END && len >= 1 {
+        1
+    } else if both >> 16 & END_MASK == END && len >= 2 {
+        2
+    } else if both >> 8 & END_MASK == END && len >= 3 {
+        3
+    } else {
+        0
+    };
+    search.tail = if len < 4 {
+        (both >> (32 - 8 * len)) as u32
+    } else {
+        let last = len as usize - 4;
+        u32::from_be_bytes([0, 1, 2, 3].map(|at| byte_at(scratch, last + at)))
+    };
+    if across == 0 {
+        find_end(scratch);
+    } else {
+        scratch.at = across;
+    }
+}
+
+/// Marks the edge if another request begins where the head in the scratch ends: its host is not looked for.
+#[inline(always)]
+fn mark_pipelined(
+    ctx: &SkBuffContext,
+    search: &mut Search,
+    scratch: &mut Scratch,
+    payload: &Payload,
+    len: u32,
+) {
+    let end = anew!(scratch.at);
+    if end == 0 || end + 8 > len {
+        return;
+    }
+    let word = ctx.load::<[u8; 8]>((payload.offset + end) as usize).map_or(0, u64::from_be_bytes);
+    if method_len(word).is_some() {
+        count(Counter::Pipelined);
+        unknown_host(ctx, search, scratch);
+    }
+}
+
+/// Looks for the whole value of the Host header; leaves where it starts and ends in the scratch.
+///
+/// How many bytes there are is read anew for each of them: a comparison would tell the verifier how many there are at this end of
+/// the loop, and it would walk the rest of the program once for each.
+#[inline(always)]
+fn find_host(scratch: &mut Scratch) -> bool {
     scratch.start = 0;
     scratch.end = 0;
     let mut window = 0u64;
     let mut i = 0;
     while i < SCAN_BYTES {
-        if i >= len {
+        if i >= anew!(scratch.window_end) as usize {
             break;
         }
         window = ((window << 8) | u64::from(byte_at(scratch, i) | 0x20)) & NEEDLE_MASK;
@@ -151,14 +264,14 @@ fn find_host(scratch: &mut Scratch, len: usize) -> bool {
         return false;
     }
     // The usual blank; more of them become part of what is handed on.
-    if start < len && byte_at(scratch, start) == b' ' {
+    if start < anew!(scratch.window_end) as usize && byte_at(scratch, start) == b' ' {
         start += 1;
         scratch.start = start as u32;
     }
     let mut i = 0;
     while i < NAME_BYTES {
         let at = start + i;
-        if at >= len {
+        if at >= anew!(scratch.window_end) as usize {
             break;
         }
         let byte = byte_at(scratch, at);

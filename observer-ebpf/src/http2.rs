@@ -2,8 +2,7 @@
 
 use aya_ebpf::programs::SkBuffContext;
 use sidescope_common::http2::{
-    BLIND_INDEX, FLAG_PRIORITY, FRAME_HEADER, HEADERS, HUFFMAN, PRIORITY, field_byte, frame_byte, passes,
-    state,
+    BLIND_INDEX, FLAG_PRIORITY, FRAME_HEADER, HEADERS, HUFFMAN, PRIORITY, field_byte, frame_byte, pass, state,
 };
 use sidescope_common::{Counter, head_format, part};
 
@@ -66,11 +65,11 @@ pub fn try_http2(ctx: &SkBuffContext) {
     if begin >= payload.len {
         // Sent before. Bytes that begin behind those we wait for would mean that a packet was not shown to us.
         if begin > u32::MAX / 2 {
-            with_scratch(|scratch| lost(ctx, search, scratch));
+            with_scratch(ctx, |scratch| lost(ctx, search, scratch));
         }
         return;
     }
-    let end = with_scratch(|scratch| {
+    let end = with_scratch(ctx, |scratch| {
         scratch.at = begin;
         let end = walk(ctx, search, scratch, &payload);
         let at = anew!(scratch.at);
@@ -89,7 +88,7 @@ pub fn try_http2(ctx: &SkBuffContext) {
     });
     if matches!(end, Some(End::Steps | End::Capture)) {
         // SAFETY: a program of the same type.
-        let _ = unsafe { PARTS.tail_call(ctx, part::HTTP2) };
+        unsafe { PARTS.tail_call(ctx, part::HTTP2) };
     }
     if end.is_none() {
         // Without room to read it the thread is lost.
@@ -120,10 +119,9 @@ fn walk(ctx: &SkBuffContext, search: &mut Search, scratch: &mut Scratch, payload
         let left = payload.len - at;
         let http2 = &mut search.http2;
         if http2.frame_left != 0 {
-            let pass = passes(http2).min(left);
-            if pass != 0 {
-                http2.frame_left -= pass;
-                scratch.at = at + pass;
+            let passed = pass(http2, left);
+            if passed != 0 {
+                scratch.at = at + passed;
                 continue;
             }
             if http2.state == state::CAPTURE {

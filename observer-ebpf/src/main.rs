@@ -73,6 +73,12 @@ pub fn sidescope_http2(ctx: SkBuffContext) -> i32 {
     GO_ON
 }
 
+#[cgroup_skb(egress)]
+pub fn sidescope_pipelined(ctx: SkBuffContext) -> i32 {
+    http1::try_pipelined(&ctx);
+    GO_ON
+}
+
 #[cgroup_skb(ingress)]
 pub fn sidescope_ingress(ctx: SkBuffContext) -> i32 {
     dns::try_ingress(&ctx);

@@ -61,7 +61,8 @@ pub struct Scratch {
     pub at: u32,
     pub window: u32,
     pub window_end: u32,
-    pub reserved: u32,
+    /// Bytes of `data` that hold what was read from a packet.
+    pub used: u32,
     /// Room before the header, so that a [`DnsEvent`] can stand directly before the bytes, too.
     pub event: HeadEvent,
     pub data: [u8; HEAD_BYTES],
@@ -96,6 +97,9 @@ pub struct Search {
     /// Budget of an older socket, whose edge is not known here; see [`EdgeState`].
     pub window: u32,
     pub heads: u32,
+    /// The last four bytes that were handed on of an HTTP/1 head.
+    pub tail: u32,
+    pub reserved: u32,
     pub http2: http2::Walk,
 }
 

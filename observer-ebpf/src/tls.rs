@@ -37,7 +37,7 @@ pub fn try_tls(ctx: &SkBuffContext) {
     }
     payload.offset += passed;
     payload.len -= passed;
-    with_scratch(|scratch| read(ctx, search, scratch, &payload));
+    with_scratch(ctx, |scratch| read(ctx, search, scratch, &payload));
 }
 
 #[inline(always)]

@@ -68,10 +68,6 @@ const HOOKS: [&str; 7] = [
     names::CONNECT4,
 ];
 
-/// Programs that the egress program calls.
-const PARTS: [(u32, &str); part::COUNT as usize] =
-    [(part::TLS, names::EGRESS_TLS), (part::HTTP2, names::EGRESS_HTTP2)];
-
 /// What holds a program to the cgroup, until it is dropped.
 #[expect(dead_code, reason = "held for the sake of the drop")]
 enum Link {
@@ -149,11 +145,11 @@ impl Probes {
         // SAFETY: the ring owns its descriptor and keeps it open and the same for as long as it lives.
         let ring = unsafe { AsyncFd::register(ring) }.map_err(|err| ProbeError::Wait(err.into()))?;
 
-        for program in PARTS.iter().map(|(_, program)| *program).chain(HOOKS) {
+        for program in part::PROGRAMS.into_iter().map(|(_, program)| program).chain(HOOKS) {
             load(&mut bpf, program, &kernel)?;
         }
         let mut parts: ProgramArray<MapData> = take(&mut bpf, names::PARTS)?;
-        for (index, name) in PARTS {
+        for (index, name) in part::PROGRAMS {
             let program = <&CgroupSkb>::try_from(bpf.program(name).expect("loaded before"));
             let fd = program.and_then(|program| program.fd()).map_err(|err| attach_error(name, err))?;
             parts.set(index, fd, 0).map_err(map_error(names::PARTS))?;

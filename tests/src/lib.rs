@@ -10,6 +10,7 @@ pub mod bookinfo;
 pub mod cmd;
 pub mod demo;
 pub mod dial;
+pub mod dns;
 pub mod existing;
 pub mod inventory;
 pub mod tcp;

@@ -11,7 +11,7 @@ use sidescope_tests::bench::{self, load as bench_load};
 use sidescope_tests::bookinfo::{self, Load, Name, app::Role};
 use sidescope_tests::demo::{self, Calls};
 use sidescope_tests::dial::{self, How};
-use sidescope_tests::{Bed, Cmd, bed, existing, tcp};
+use sidescope_tests::{Bed, Cmd, bed, dns, existing, tcp};
 
 #[derive(Parser)]
 #[command(about = "Sidescope's test bed: real processes in network namespaces")]
@@ -125,6 +125,34 @@ enum Command {
     /// Look into the network namespaces with the rights at hand, and print what came of it
     #[command(hide = true)]
     Look { cgroup: PathBuf },
+    /// Take what connections bring, and send as many zeros back: who sends knows what has arrived
+    #[command(hide = true)]
+    Sink { port: u16 },
+    /// Send standard input to a sink, each piece once the one before has arrived
+    #[command(hide = true)]
+    Send {
+        address: SocketAddr,
+        /// Where the input is cut into pieces
+        #[arg(long, value_delimiter = ',')]
+        cuts: Vec<usize>,
+    },
+    /// Answer DNS questions on port 53 or another: NAME=ADDRESS, or ALIAS=NAME
+    #[command(hide = true)]
+    Answer { port: u16, records: Vec<String> },
+    /// Pass DNS questions on to a server, as the DNS proxy in a pod does
+    #[command(hide = true)]
+    Forward { port: u16, server: SocketAddr },
+    /// Ask a DNS server for a name, connect to the address and say something
+    #[command(hide = true)]
+    Ask {
+        how: dns::How,
+        server: SocketAddr,
+        name: String,
+        port: u16,
+        /// Ask for an IPv6 address
+        #[arg(long)]
+        v6: bool,
+    },
     /// Open a connection in one of many ways, and print what came of it
     #[command(hide = true)]
     Dial { how: How, address: SocketAddr },
@@ -181,6 +209,11 @@ fn run(command: Command) -> Result<()> {
         }
         Command::Keep { listen, each, addresses } => existing::keep(listen, each, &addresses),
         Command::Look { cgroup } => existing::look(&cgroup),
+        Command::Sink { port } => tcp::sink(port),
+        Command::Send { address, cuts } => tcp::send(address, &cuts),
+        Command::Answer { port, records } => dns::answer(port, &records),
+        Command::Forward { port, server } => dns::forward(port, server),
+        Command::Ask { how, server, name, port, v6 } => dns::ask(how, server, &name, port, v6),
         Command::Dial { how, address } => dial::run(how, address),
         Command::Hold => {
             let bed = Bed::new()?;

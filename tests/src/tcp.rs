@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -30,4 +31,51 @@ pub fn connect(address: SocketAddr) -> Result<()> {
     let mut text = String::new();
     stream.read_to_string(&mut text).with_context(|| format!("read from {address}"))?;
     io::stdout().write_all(text.as_bytes()).context("cannot write to standard output")
+}
+
+/// Sends each connection as many zeros as it has brought bytes.
+pub fn sink(port: u16) -> Result<()> {
+    let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+    let listener = TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"))?;
+    for stream in listener.incoming() {
+        let stream = stream.context("cannot accept")?;
+        thread::spawn(move || {
+            if let Err(error) = swallow(stream) {
+                eprintln!("a connection: {error}");
+            }
+        });
+    }
+    Ok(())
+}
+
+fn swallow(mut stream: TcpStream) -> io::Result<()> {
+    let mut buffer = vec![0; 64 * 1024];
+    stream.set_nodelay(true)?;
+    loop {
+        let read = stream.read(&mut buffer)?;
+        if read == 0 {
+            return Ok(());
+        }
+        buffer[..read].fill(0);
+        stream.write_all(&buffer[..read])?;
+    }
+}
+
+/// Sends what it reads to a sink, cut into pieces at these places. Each is a packet of its own (or several, if it is large):
+/// it waits until the sink has told of all bytes of one before it sends the next.
+pub fn send(address: SocketAddr, cuts: &[usize]) -> Result<()> {
+    let mut bytes = Vec::new();
+    io::stdin().read_to_end(&mut bytes).context("cannot read standard input")?;
+    let mut stream =
+        TcpStream::connect_timeout(&address, TIMEOUT).with_context(|| format!("connect to {address}"))?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    let mut start = 0;
+    for end in cuts.iter().copied().chain([bytes.len()]) {
+        let piece = bytes.get(start..end).with_context(|| format!("no piece from {start} to {end}"))?;
+        stream.write_all(piece).with_context(|| format!("write to {address}"))?;
+        stream.read_exact(&mut vec![0; piece.len()]).with_context(|| format!("read from {address}"))?;
+        start = end;
+    }
+    Ok(())
 }

@@ -3,6 +3,7 @@
 
 mod fuzz;
 mod replay;
+mod walk;
 
 use std::fs;
 use std::net::IpAddr;

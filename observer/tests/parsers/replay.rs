@@ -54,7 +54,7 @@ fn heads(mut bytes: &[u8]) -> Vec<&[u8]> {
 }
 
 /// Header blocks of a connection, by stream, in the order of their first frame.
-fn blocks(bytes: &[u8]) -> Vec<Vec<u8>> {
+pub(crate) fn blocks(bytes: &[u8]) -> Vec<Vec<u8>> {
     const HEADERS: u8 = 1;
     const CONTINUATION: u8 = 9;
     let mut rest = bytes.strip_prefix(PREFACE).expect("begins with the preface");
@@ -100,7 +100,7 @@ fn integer(bytes: &[u8], bits: u32) -> (usize, &[u8]) {
 
 /// What the kernel will hand over of a block: the values of `:authority` that stand there as literals, and whether they are
 /// Huffman-coded.
-fn authority_literals(mut block: &[u8]) -> Vec<(&[u8], bool)> {
+pub(crate) fn authority_literals(mut block: &[u8]) -> Vec<(&[u8], bool)> {
     const AUTHORITY: usize = 1;
     let string = |bytes: &'_ [u8]| -> (usize, usize, bool) {
         let (len, rest) = integer(bytes, 7);

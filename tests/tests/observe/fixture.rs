@@ -119,10 +119,21 @@ impl Observer {
     }
 
     pub(crate) fn start_with(bed: &Bed, cgroup: &Path, inventory: &str, more: &[&str]) -> Result<Self> {
+        Self::start_as(Cmd::new(sidescope()?), bed, cgroup, inventory, more)
+    }
+
+    /// The same with a command that has an environment, say.
+    pub(crate) fn start_as(
+        cmd: Cmd,
+        bed: &Bed,
+        cgroup: &Path,
+        inventory: &str,
+        more: &[&str],
+    ) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let file = folder.path().join("inventory.yaml");
         fs::write(&file, inventory)?;
-        let mut cmd = Cmd::new(sidescope()?).arg("observe");
+        let mut cmd = cmd.arg("observe");
         for (option, path) in
             [("--inventory", file.as_path()), ("--out", &folder.path().join("out")), ("--cgroup", cgroup)]
         {

@@ -1,0 +1,147 @@
+//! What HTTP/1 allows and what it does not, and what comes before it.
+
+use anyhow::Result;
+
+use crate::fixture::Results;
+use crate::sink::{Case, Expect, check, each_byte};
+
+fn get(host: &str) -> Vec<u8> {
+    format!("GET /a HTTP/1.1\r\nAccept: */*\r\nHost: {host}\r\nUser-Agent: x\r\n\r\n").into_bytes()
+}
+
+fn case(name: &str, bytes: impl AsRef<[u8]>, cuts: &[usize], expect: Expect) -> Case {
+    Case { name: name.to_owned(), bytes: bytes.as_ref().to_vec(), cuts: cuts.to_vec(), expect }
+}
+
+/// Requests in packets of their own.
+fn keep_alive(name: &str, requests: &[Vec<u8>], expect: Expect) -> Case {
+    let ends = requests.iter().scan(0, |end, request| {
+        *end += request.len();
+        Some(*end)
+    });
+    let mut cuts: Vec<usize> = ends.collect();
+    cuts.pop();
+    Case { name: name.to_owned(), bytes: requests.concat(), cuts, expect }
+}
+
+#[test]
+fn every_form_of_a_request_names_its_host() -> Result<()> {
+    let one = || Expect::hosts(["one.test"]);
+    let both = || Expect::hosts(["one.test", "two.test"]);
+    let longest =
+        format!("{}.test", ["a".repeat(62), "b".repeat(62), "c".repeat(62), "d".repeat(59)].join("."));
+    assert_eq!(longest.len(), 253);
+    let late = format!("GET / HTTP/1.1\r\nCookie: {}\r\nHost: one.test\r\n\r\n", "x".repeat(2_000));
+    let absolute =
+        "POST http://u:p@one.test/x HTTP/1.1\r\nHost: no.test\r\nContent-Length: 9\r\n\r\nbody\nbody";
+    let fifty: Vec<String> = (0..50).map(|number| format!("host-{number}.test")).collect();
+    let twice: Vec<Vec<u8>> = fifty.iter().chain(&fifty).map(|host| get(host)).collect();
+    let v2 = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\x0a\0\0\x01\x0a\0\0\x02\x1f\x90\x00\x50";
+    let two = [get("one.test"), get("two.test")];
+    let cases = [
+        case("first header, other case", "GET / HTTP/1.1\r\nhOST:ONE.test:80\r\nA: b\r\n\r\n", &[], one()),
+        case(
+            "last header",
+            "GET / HTTP/1.1\r\nX-Host: no\r\nA: Host: no\r\nHost:  one.test \r\n\r\n",
+            &[],
+            one(),
+        ),
+        case("absolute", "GET http://one.test:80/x HTTP/1.1\r\nHost: no.test\r\n\r\n", &[], one()),
+        case("CONNECT", "CONNECT one.test:443 HTTP/1.1\r\nHost: no.test\r\n\r\n", &[], one()),
+        case("OPTIONS", "OPTIONS * HTTP/1.1\r\nHost: one.test\r\n\r\n", &[], one()),
+        case("DELETE", "DELETE /x HTTP/1.1\r\nHost: one.test\r\n\r\n", &[], one()),
+        case("longest", get(&longest), &[], Expect::hosts([longest.as_str()])),
+        case("beyond what the kernel searches", &late, &[], one()),
+        case("beyond it, cut", &late, &[1_000, 2_010], one()),
+        case(
+            "PROXY v1",
+            [&b"PROXY TCP4 10.0.0.1 10.0.0.2 1 2\r\n"[..], &get("one.test")].concat(),
+            &[],
+            one(),
+        ),
+        case("PROXY v2", [&v2[..], &get("one.test")].concat(), &[], one()),
+        case(
+            "PROXY v1, then the request",
+            [&b"PROXY UNKNOWN\r\n"[..], &get("one.test")].concat(),
+            &[15],
+            one(),
+        ),
+        case("no host", "GET / HTTP/1.0\r\nAccept: */*\r\n\r\n", &[], Expect::default()),
+        case("an address", get("10.0.0.1"), &[], Expect::default()),
+        case(
+            "no HTTP",
+            b"\x20\0\0\x01\x85\xa6\xff\x01GET / HTTP/1.1\r\nHost: no.test\r\n\r\n",
+            &[8],
+            Expect::default(),
+        ),
+        keep_alive("fifty hosts, twice", &twice, Expect::hosts(fifty.iter().map(String::as_str))),
+        keep_alive("after a body", &[absolute.into(), get("two.test")], both()),
+        case("byte by byte, one after the other", two.concat(), &each_byte(1, &two.concat()), both()),
+        case("a head in two, then another", two.concat(), &[30, two[0].len()], both()),
+    ];
+    check(&cases)?.must_be_complete()
+}
+
+fn losses(results: &Results) -> &serde_json::Value {
+    &results.graph["losses"]
+}
+
+#[test]
+fn requests_behind_another_in_its_packet_are_told() -> Result<()> {
+    let one = || Expect::hosts(["one.test"]).and_unknown();
+    let two = [get("one.test"), get("two.test")].concat();
+    let absolute = [&b"GET http://one.test/ HTTP/1.1\r\n\r\n"[..], &get("two.test")].concat();
+    // The empty line lies at an even and at an odd place.
+    let odd = [&b"GET /ab HTTP/1.1\r\nHost: one.test\r\n\r\n"[..], &get("two.test")].concat();
+    let even = [&b"GET /abc HTTP/1.1\r\nHost: one.test\r\n\r\n"[..], &get("two.test")].concat();
+    let empty_line = odd.windows(4).position(|window| window == b"\r\n\r\n").expect("a head");
+    let mut cases = vec![
+        case("two", &two, &[], one()),
+        case("odd", &odd, &[], one()),
+        case("even", &even, &[], one()),
+        case("absolute", &absolute, &[], one()),
+        case("the first begins in an earlier packet", &two, &[20], one()),
+    ];
+    for behind in 1..4 {
+        // Handed on in pieces, of which the first is too short to tell.
+        let cuts = [5, empty_line + behind];
+        cases.push(case(&format!("{behind} bytes into the empty line"), &odd, &cuts, one()));
+    }
+    let results = check(&cases)?;
+    assert_eq!(losses(&results), &serde_json::json!({ "pipelined": cases.len() }));
+    Ok(())
+}
+
+#[test]
+fn a_host_that_is_out_of_reach_is_told() -> Result<()> {
+    let far = format!("GET / HTTP/1.1\r\nCookie: {}\r\nHost: one.test\r\n\r\n", "x".repeat(5_000));
+    let unknown = || Expect::default().and_unknown();
+    let cases = [
+        case("in one write", &far, &[], unknown()),
+        case("in three", &far, &[1_500, 3_000], unknown()),
+        case("malformed", "GET / HTTP/1.1\r\nHost: a b\r\n\r\n", &[], unknown()),
+        case("never finished", "GET / HTTP/1.1\r\nHo", &[], unknown()),
+    ];
+    let expect = serde_json::json!({ "headTooLong": 2, "headMalformed": 1, "headMissingPiece": 1 });
+    assert_eq!(losses(&check(&cases)?), &expect);
+    Ok(())
+}
+
+#[test]
+fn hosts_beyond_the_budget_are_told() -> Result<()> {
+    const MADE: usize = 400;
+    let requests: Vec<_> = (0..MADE).map(|number| get(&format!("host-{number}.test"))).collect();
+    let case = keep_alive("many", &requests, Expect::default());
+    let sink = crate::sink::Sink::new(1)?;
+    let cgroup = sink.mesh.bed.pods_cgroup();
+    let observer = crate::fixture::Observer::start(&sink.mesh.bed, &cgroup, &sink.inventory()?)?;
+    sink.send(0, &case)?;
+    let results = observer.stop()?;
+    let seen = crate::sink::seen(&results)?;
+    let (_, edge) = seen.first_key_value().expect("one edge");
+    let over = losses(&results)["headBudget"].as_u64().unwrap_or_default() as usize;
+    // All come within a second or two, and each second has a budget of 64.
+    assert!(edge.unknown && edge.hosts.len() >= 64 && over > 0, "{} found, {over} over", edge.hosts.len());
+    assert_eq!(edge.hosts.len() + over, MADE);
+    sink.mesh.bed.end()
+}
