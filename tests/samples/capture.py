@@ -332,7 +332,7 @@ def http1_and_tls(capture, tools):
         capture.miss("java", "not found")
 
     if tools.get("go"):
-        version = capture.run([tools["go"], "version"]).stdout.decode().strip()
+        version = capture.version(["go", "version"])
         for name, kind, mode, hosts, say in [
             ("http1-go", "http1", "http1", [REVIEWS, REVIEWS], "net/http, GET and POST on one connection"),
             ("tls-go", "tls", "tls", [REVIEWS], "net/http with a post-quantum key share"),

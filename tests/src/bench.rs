@@ -20,6 +20,7 @@ use sidescope::collect::Collector;
 use sidescope::probes::{Probes, RunTime, Settings};
 use sidescope_common::{Counter, DEFAULT_EDGES, DEFAULT_RING_BYTES, names};
 
+use crate::existing::{self, Programs};
 use load::{Work, destination, host_destination};
 use report::{Agent, Cost, Edges, Hosts, Ns, Report, Row};
 use rig::{Rig, block, drain, hosts, service};
@@ -99,7 +100,9 @@ async fn measure(options: &Options) -> Result<Report> {
     }
     let agent = agent(&mut rig, &options.sidescope).await?;
     rig.end()?;
-    Ok(Report { rows, costs, edges, hosts, agent })
+    let programs = Programs { sidescope: options.sidescope.clone(), testbed: options.testbed.clone() };
+    let existing = tokio::task::spawn_blocking(move || existing::run(&programs, 200, 10_000)).await??;
+    Ok(Report { rows, costs, edges, hosts, existing, agent })
 }
 
 /// The programs in this process, where they can be attached for a block and detached for the next.

@@ -6,6 +6,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use sidescope::probes::RunTime;
 
+use crate::existing::Figures;
+
 use super::load::Work;
 use super::stats::Ratio;
 use super::wire::Form;
@@ -16,6 +18,7 @@ pub(super) struct Report {
     pub(super) costs: Vec<Cost>,
     pub(super) edges: Vec<Edges>,
     pub(super) hosts: Vec<Hosts>,
+    pub(super) existing: Figures,
     pub(super) agent: Agent,
 }
 
@@ -94,7 +97,7 @@ impl Report {
                 "kind": format!("{}, ring {}", row.form.name(), row.ring_bytes),
                 "made": row.made, "found": row.found, "counted_unknown": row.counted_unknown,
             })).collect::<Vec<_>>(),
-            "existing": null,
+            "existing": self.existing,
             "rss_mib": self.agent.rss_mib,
             "maps_mib": self.agent.maps_mib,
             "cpu_percent": self.agent.cpu_percent,
@@ -193,6 +196,12 @@ impl Report {
                 verdict(found + counted_unknown == *made)
             )?;
         }
+        let Figures { made, found, ms } = self.existing;
+        writeln!(
+            out,
+            "\nconnections that were open before, in 200 namespaces: {made} made, {found} found in {ms:.0} ms, target all in 2000: {}",
+            verdict(found == made && ms <= 2000.0)
+        )?;
         let Agent { rss_mib, maps_mib, cpu_percent, connects_per_second } = self.agent;
         writeln!(
             out,
