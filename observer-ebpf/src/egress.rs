@@ -185,6 +185,26 @@ pub fn full_socket(ctx: &SkBuffContext) -> Option<*mut bpf_sock> {
     (!sk.is_null()).then_some(sk)
 }
 
+/// What a part of the egress program goes on with: the search on the packet's socket, and the payload that was not seen yet, behind a
+/// PROXY protocol header and what was sent before.
+#[inline(always)]
+pub fn unseen<'a>(ctx: &SkBuffContext) -> Option<(&'a mut Search, Payload)> {
+    let search = search_of(full_socket(ctx)?);
+    if search.is_null() {
+        return None;
+    }
+    // SAFETY: not null, and valid for the run of the program. Packets of one socket are sent under its lock.
+    let search = unsafe { &mut *search };
+    let mut payload = payload(ctx)?;
+    let passed = search.next_seq.wrapping_sub(payload.seq);
+    if passed >= payload.len {
+        return None;
+    }
+    payload.offset += passed;
+    payload.len -= passed;
+    Some((search, payload))
+}
+
 /// The search on a socket; null if there is none.
 #[inline(always)]
 pub fn search_of(sk: *mut bpf_sock) -> *mut Search {

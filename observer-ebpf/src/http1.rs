@@ -4,12 +4,12 @@ use aya_ebpf::programs::SkBuffContext;
 use sidescope_common::{Counter, HEAD_BYTES, head_format};
 
 use crate::bounded::byte_at;
-use crate::egress::{full_socket, search_of};
+use crate::egress::unseen;
 use crate::handover::{
     NAME_BYTES, Name, Piece, claim, hand_on, load, name, release, unknown_host, within_budget,
 };
 use crate::maps::{Scratch, Search, anew, count, phase};
-use crate::packet::{Payload, payload};
+use crate::packet::Payload;
 
 /// Bytes of a segment that are searched for the Host header here. A host that stands later is found in user space.
 const SCAN_BYTES: usize = 1024;
@@ -103,21 +103,8 @@ pub fn begin(
 /// host, the verifier would walk this loop once for each end of that one.
 #[inline(always)]
 pub fn try_pipelined(ctx: &SkBuffContext) {
-    let Some(sk) = full_socket(ctx) else { return };
-    let search = search_of(sk);
-    if search.is_null() {
-        return;
-    }
-    // SAFETY: not null, and valid for the run of the program. Packets of one socket are sent under its lock.
-    let search = unsafe { &mut *search };
-    let Some(mut payload) = payload(ctx) else { return };
-    // What lies before is a PROXY protocol header.
-    let passed = search.next_seq.wrapping_sub(payload.seq);
-    if passed >= payload.len {
-        return;
-    }
-    payload.offset += passed;
-    let len = (payload.len - passed).min(HEAD_BYTES as u32);
+    let Some((search, payload)) = unseen(ctx) else { return };
+    let len = payload.len.min(HEAD_BYTES as u32);
     if let Some(scratch) = claim() {
         scratch.window_end = len;
         if load(ctx, scratch, payload.offset, len) {

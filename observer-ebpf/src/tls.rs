@@ -4,10 +4,10 @@ use aya_ebpf::programs::SkBuffContext;
 use sidescope_common::{Counter, HEAD_BYTES, head_format};
 
 use crate::bounded::byte_at;
-use crate::egress::{full_socket, search_of};
+use crate::egress::unseen;
 use crate::handover::{Piece, hand_on, load, name, unknown_host, with_scratch, within_budget};
 use crate::maps::{Scratch, Search, anew, count, phase};
-use crate::packet::{Payload, payload};
+use crate::packet::Payload;
 
 const RECORD_HEADER: usize = 5;
 const HANDSHAKE_HEADER: usize = 4;
@@ -22,21 +22,7 @@ const EXTENSIONS: usize = 48;
 
 #[inline(always)]
 pub fn try_tls(ctx: &SkBuffContext) {
-    let Some(sk) = full_socket(ctx) else { return };
-    let search = search_of(sk);
-    if search.is_null() {
-        return;
-    }
-    // SAFETY: not null, and valid for the run of the program. Packets of one socket are sent under its lock.
-    let search = unsafe { &mut *search };
-    let Some(mut payload) = payload(ctx) else { return };
-    // What lies before is a PROXY protocol header, or was seen already.
-    let passed = search.next_seq.wrapping_sub(payload.seq);
-    if passed >= payload.len {
-        return;
-    }
-    payload.offset += passed;
-    payload.len -= passed;
+    let Some((search, payload)) = unseen(ctx) else { return };
     with_scratch(ctx, |scratch| read(ctx, search, scratch, &payload));
 }
 

@@ -15,7 +15,7 @@ use aya::programs::cgroup_skb::CgroupSkbLink;
 use aya::programs::cgroup_sock_addr::CgroupSockAddrLink;
 use aya::programs::sock_ops::SockOpsLink;
 use aya::programs::{
-    CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, ProgramError, SockOps,
+    CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, ProgramError, ProgramInfo, SockOps,
 };
 use aya::{Ebpf, EbpfLoader};
 use nix::errno::Errno;
@@ -180,13 +180,25 @@ impl Probes {
     /// # Errors
     /// When the kernel does not tell.
     pub fn run_times(&self) -> Result<Vec<RunTime>, ProbeError> {
-        let run_time = |name| {
-            let info = self.bpf.program(name).expect("loaded before").info();
-            let info =
-                info.map_err(|source| ProbeError::RunTime { program: name, source: Box::new(source) })?;
-            Ok(RunTime { program: name, runs: info.run_count(), time: info.run_time() })
+        let run_time = |program| {
+            let info = self.info(program)?;
+            Ok(RunTime { program, runs: info.run_count(), time: info.run_time() })
         };
         HOOKS.into_iter().map(run_time).collect()
+    }
+
+    /// How many instructions the verifier walked to accept each program, its parts too; `None` before Linux 5.16.
+    ///
+    /// # Errors
+    /// When the kernel does not tell.
+    pub fn verified(&self) -> Result<Vec<(&'static str, Option<u32>)>, ProbeError> {
+        let verified = |program| Ok((program, self.info(program)?.verified_instruction_count()));
+        part::PROGRAMS.into_iter().map(|(_, name)| name).chain(HOOKS).map(verified).collect()
+    }
+
+    fn info(&self, program: &'static str) -> Result<ProgramInfo, ProbeError> {
+        let info = self.bpf.program(program).expect("loaded before").info();
+        info.map_err(|source| ProbeError::Info { program, source: Box::new(source) })
     }
 
     /// Waits for records and hands them to `handle`, at most `limit` of them; returns how many. Nothing is lost when this is dropped

@@ -88,6 +88,7 @@ async fn measure(options: &Options) -> Result<Report> {
         costs.push(watched.cost(&mut rig, work).await?);
     }
     ensure!(watched.probes.counter(Counter::EdgesFull)? == 0, "the set for new edges was too small");
+    let verified = watched.probes.verified()?;
     drop(watched);
 
     let mut edges = Vec::new();
@@ -102,7 +103,7 @@ async fn measure(options: &Options) -> Result<Report> {
     rig.end()?;
     let programs = Programs { sidescope: options.sidescope.clone(), testbed: options.testbed.clone() };
     let existing = tokio::task::spawn_blocking(move || existing::run(&programs, 200, 10_000)).await??;
-    Ok(Report { rows, costs, edges, hosts, existing, agent })
+    Ok(Report { rows, costs, verified, edges, hosts, existing, agent })
 }
 
 /// The programs in this process, where they can be attached for a block and detached for the next.

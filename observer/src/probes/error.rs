@@ -51,9 +51,9 @@ pub enum ProbeError {
         #[source]
         source: Box<ProgramError>,
     },
-    /// The kernel does not tell how long a program ran.
-    #[error("cannot read the run time of the program {program}")]
-    RunTime {
+    /// The kernel does not tell of a program that is loaded.
+    #[error("cannot read what the kernel knows of the program {program}")]
+    Info {
         /// Name of the program.
         program: &'static str,
         /// What the kernel said.

@@ -16,6 +16,8 @@ use super::wire::Form;
 pub(super) struct Report {
     pub(super) rows: Vec<Row>,
     pub(super) costs: Vec<Cost>,
+    /// Instructions that the verifier walked, by program.
+    pub(super) verified: Vec<(&'static str, Option<u32>)>,
     pub(super) edges: Vec<Edges>,
     pub(super) hosts: Vec<Hosts>,
     pub(super) existing: Figures,
@@ -174,6 +176,14 @@ impl Report {
             ("a packet, host search finished", ns.packet, 100.0),
         ] {
             writeln!(out, "  {name}: {value:.0} ns, target {target:.0}: {}", verdict(value <= target))?;
+        }
+        writeln!(out, "\ninstructions that the verifier walked, of 1,000,000 at most")?;
+        for (program, count) in &self.verified {
+            writeln!(
+                out,
+                "  {program:<22} {}",
+                count.map_or("not told".to_owned(), |count| count.to_string())
+            )?;
         }
         writeln!(
             out,
