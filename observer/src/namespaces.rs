@@ -15,6 +15,7 @@ use std::{io, mem};
 use nix::errno::Errno;
 use nix::ifaddrs::getifaddrs;
 use nix::sched::{CloneFlags, setns};
+use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup;
@@ -114,10 +115,10 @@ pub fn look(cgroup: &Path, what: What, mut emit: impl FnMut(Part) -> ControlFlow
         if !seen.insert(inode) {
             continue;
         }
-        let file = match File::open(&path).and_then(|file| Ok((file.metadata()?.ino(), file))) {
-            Ok((opened, file)) if opened == inode => file,
-            // The process has ended or moved since, or what lies there is no namespace.
-            Ok(_) => {
+        let file = match File::open(&path).and_then(|file| Ok((is_namespace(&file, inode)?, file))) {
+            Ok((true, file)) => file,
+            // The process has ended or moved since, or what lies there is no namespace: whoever makes one there makes the file first.
+            Ok((false, _)) => {
                 seen.remove(&inode);
                 continue;
             }
@@ -234,6 +235,11 @@ fn candidates() -> impl Iterator<Item = (Option<u32>, PathBuf)> {
 /// A process that ends between two looks is no failure.
 fn is_gone(err: &io::Error) -> bool {
     err.kind() == io::ErrorKind::NotFound || err.raw_os_error() == Some(Errno::ESRCH as i32)
+}
+
+/// Whether an open file is the namespace with this inode.
+fn is_namespace(file: &File, inode: u64) -> io::Result<bool> {
+    Ok(file.metadata()?.ino() == inode && fstatfs(file)?.filesystem_type() == NSFS_MAGIC)
 }
 
 /// By the inode of a namespace, the cgroups that are at home there and nowhere else.

@@ -121,6 +121,19 @@ fn the_destination_is_the_one_that_the_program_asked_for() -> Result<()> {
 }
 
 #[test]
+fn a_file_where_a_namespace_is_about_to_be_is_no_failure() -> Result<()> {
+    let bed = Bed::new()?;
+    let pod = bed.add_pod("pod")?;
+    serve(&pod, 80)?;
+    keep(&pod, 1, &[at(pod.v4(), 80)])?;
+    // Whoever makes a named namespace makes the file before the mount.
+    let file = tempfile::Builder::new().prefix("ss-no-namespace-").tempfile_in("/run/netns")?;
+    assert_eq!(found(&bed.pods_cgroup())?.len(), 1);
+    file.close()?;
+    bed.end()
+}
+
+#[test]
 fn only_namespaces_of_watched_processes_count_and_never_the_nodes_own() -> Result<()> {
     let bed = Bed::new()?;
     let (pod, outsider) = (bed.add_pod("pod")?, bed.add_outsider("outsider")?);
