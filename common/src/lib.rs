@@ -18,16 +18,16 @@ pub mod names {
     pub const CONNECT4: &str = "sidescope_connect4";
     /// `cgroup/connect6`: every IPv6 connect, v4-mapped ones too.
     pub const CONNECT6: &str = "sidescope_connect6";
-    /// `sock_ops`: the local address of a connection.
-    pub const SOCK_OPS: &str = "sidescope_sock_ops";
     /// `cgroup/sendmsg4`: which sockets ask a DNS server.
     pub const SENDMSG4: &str = "sidescope_sendmsg4";
     /// `cgroup/sendmsg6`: which sockets ask a DNS server.
     pub const SENDMSG6: &str = "sidescope_sendmsg6";
-    /// `cgroup_skb/egress`: the heads of requests.
+    /// `cgroup_skb/egress`: which packets may name a host.
     pub const EGRESS: &str = "sidescope_egress";
     /// The part of the egress program that reads a TLS ClientHello; called by it.
     pub const EGRESS_TLS: &str = "sidescope_tls";
+    /// The part of the egress program that looks for the host of an HTTP/1 request; called by it.
+    pub const EGRESS_HTTP1: &str = "sidescope_http1";
     /// The part of the egress program that looks for a second request in a packet of HTTP/1; called by it.
     pub const EGRESS_PIPELINED: &str = "sidescope_pipelined";
     /// The part of the egress program that walks HTTP/2 frames; called by it.
@@ -45,6 +45,10 @@ pub mod names {
     pub const CGROUPS: &str = "CGROUPS";
     /// Hash uid -> 1: users whose connections are a proxy's own and no edge.
     pub const PROXY_UIDS: &str = "PROXY_UIDS";
+    /// Hash socket's cookie -> [`EdgeKey`](super::EdgeKey): connections from before the programs. Written by user space.
+    pub const OLDER: &str = "OLDER";
+    /// Array of one `u32`: whether [`OLDER`] has entries. Written by user space.
+    pub const ANY_OLDER: &str = "ANY_OLDER";
     /// Per-CPU array of `u64`, indexed by [`Counter`](super::Counter).
     pub const COUNTERS: &str = "COUNTERS";
     /// Program array: the parts of the egress program, by [`part`](super::part).
@@ -59,6 +63,8 @@ pub const DEFAULT_EDGES: u32 = 32_768;
 pub const DEFAULT_HOSTS: u32 = 8_192;
 /// Addresses and cgroups of network namespaces that the kernel keeps for user space: an address for each family.
 pub const MAX_SOURCES: u32 = 4_096;
+/// Connections from before the programs that the kernel can know.
+pub const MAX_OLDER: u32 = 16_384;
 /// Proxy uids that can be told to the kernel.
 pub const MAX_PROXY_UIDS: u32 = 64;
 /// Default size of the ring buffer in bytes.
@@ -82,13 +88,19 @@ pub mod part {
     pub const TLS: u32 = 0;
     /// HTTP/2.
     pub const HTTP2: u32 = 1;
+    /// A request of HTTP/1.
+    pub const HTTP1: u32 = 2;
     /// Another request of HTTP/1 in the same packet.
-    pub const PIPELINED: u32 = 2;
+    pub const PIPELINED: u32 = 3;
     /// Number of parts.
-    pub const COUNT: u32 = 3;
+    pub const COUNT: u32 = 4;
     /// The program that each part is.
-    pub const PROGRAMS: [(u32, &str); COUNT as usize] =
-        [(TLS, names::EGRESS_TLS), (HTTP2, names::EGRESS_HTTP2), (PIPELINED, names::EGRESS_PIPELINED)];
+    pub const PROGRAMS: [(u32, &str); COUNT as usize] = [
+        (TLS, names::EGRESS_TLS),
+        (HTTP2, names::EGRESS_HTTP2),
+        (HTTP1, names::EGRESS_HTTP1),
+        (PIPELINED, names::EGRESS_PIPELINED),
+    ];
 }
 
 /// An IPv6 address, or an IPv4 address in its v4-mapped form (`::ffff:a.b.c.d`), in network byte order.
@@ -217,7 +229,7 @@ pub struct HeadEvent {
     pub request: u32,
     /// [`HostKey::host`] if the bytes are the whole of a name; else 0.
     pub host: u64,
-    /// The edge. Of a socket older than the programs only the cookie is known: then all of it is zero.
+    /// The edge.
     pub key: EdgeKey,
 }
 const _: () = assert!(size_of::<HeadEvent>() == 64);
@@ -232,8 +244,6 @@ pub mod head_format {
     pub const NAME: u16 = 3;
     /// A host in HPACK's Huffman code.
     pub const HUFFMAN: u16 = 4;
-    /// No bytes: there was a request whose host cannot be told.
-    pub const UNKNOWN: u16 = 5;
 }
 
 /// A DNS message that a workload received; the bytes follow the header in the ring.
@@ -269,7 +279,7 @@ pub enum Counter {
     EdgeRingFull = 2,
     /// Request heads that the full ring could not carry.
     HeadRingFull = 3,
-    /// Request heads over [`HEADS_PER_WINDOW`].
+    /// Request heads over [`HEADS_PER_WINDOW`], or of an edge that is no longer in the set.
     HeadBudget = 4,
     /// Sockets without memory for the search state.
     SearchNoMemory = 5,
@@ -285,11 +295,13 @@ pub enum Counter {
     DnsBudget = 10,
     /// Packets of HTTP/1 in which another request follows the first one.
     Pipelined = 11,
+    /// Requests on connections from before the start that refer to what was sent then.
+    BeforeStart = 12,
 }
 
 impl Counter {
     /// All counters, in the order of their index.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Connects,
         Self::EdgesFull,
         Self::EdgeRingFull,
@@ -302,6 +314,7 @@ impl Counter {
         Self::DnsRingFull,
         Self::DnsBudget,
         Self::Pipelined,
+        Self::BeforeStart,
     ];
 
     /// Whether it means that something is missing or marked as incomplete.
@@ -325,6 +338,7 @@ impl Counter {
             Self::DnsRingFull => "dnsRingFull",
             Self::DnsBudget => "dnsBudget",
             Self::Pipelined => "pipelined",
+            Self::BeforeStart => "headBeforeStart",
         }
     }
 }

@@ -8,7 +8,9 @@ use aya_ebpf::bindings::{BPF_NOEXIST, bpf_sock_addr};
 use aya_ebpf::helpers::generated::bpf_get_netns_cookie;
 use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns};
 use aya_ebpf::programs::SockAddrContext;
-use sidescope_common::{Addr, Counter, EdgeEvent, EdgeKey, EdgeState, edge_flags, event_kind};
+use sidescope_common::{
+    Addr, Counter, EdgeEvent, EdgeKey, EdgeState, HEAD_WINDOW_NS, edge_flags, event_kind,
+};
 
 use crate::bounded::wakeup;
 use crate::dns;
@@ -50,32 +52,28 @@ fn try_connect(ctx: &SockAddrContext, words: [u32; 4]) {
     if is_own_host(&words) {
         return;
     }
-    // SAFETY: the helper takes the context; without one it gives the cookie of the initial namespace.
+    // SAFETY: the helper takes the context.
     let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
-    // SAFETY: as above.
+    let key = EdgeKey { netns, addr: addr(words), uid: ctx.uid(), port, reserved: 0 };
+    // SAFETY: no preconditions.
+    let now = unsafe { bpf_ktime_get_ns() };
+    // Most connects repeat an edge, and that one belongs to a workload has been looked at when it was made.
+    if let Some(state) = EDGES.get_ptr_mut(&key) {
+        return repeat(ctx, &key, state, now);
+    }
+    // SAFETY: the helper gives the cookie of the initial namespace where it gets no context.
     if netns == unsafe { bpf_get_netns_cookie(core::ptr::null_mut()) } {
         return;
     }
-    let uid = ctx.uid();
-    // SAFETY: the value is never written after the start.
-    if unsafe { PROXY_UIDS.get(&uid) }.is_some() {
+    // SAFETY: the value is never written after it was inserted.
+    if unsafe { PROXY_UIDS.get(&key.uid) }.is_some() {
         return;
     }
-    count(Counter::Connects);
-    let key = EdgeKey { netns, addr: addr(words), uid, port, reserved: 0 };
-    if let Some(edge) = touch_edge(&key) {
-        start_search(ctx, &key, edge);
-    }
+    make_edge(ctx, &key, now);
 }
 
-/// Inserts the edge or counts one more connect on it; returns its id.
 #[inline(always)]
-fn touch_edge(key: &EdgeKey) -> Option<u64> {
-    // SAFETY: no preconditions.
-    let now = unsafe { bpf_ktime_get_ns() };
-    if let Some(state) = EDGES.get_ptr_mut(key) {
-        return Some(repeat(state, now));
-    }
+fn make_edge(ctx: &SockAddrContext, key: &EdgeKey, now: u64) {
     // SAFETY: no preconditions.
     let cpu = unsafe { bpf_get_smp_processor_id() };
     // Two edges that are made at once on two CPUs must not share an id.
@@ -83,26 +81,47 @@ fn touch_edge(key: &EdgeKey) -> Option<u64> {
     let state = EdgeState { first_ns: first, last_ns: now, connects: 1, window: 0, heads: 0, flags: 0 };
     if EDGES.insert(key, &state, u64::from(BPF_NOEXIST)).is_err() {
         // Another CPU was faster, or the set is full.
-        let Some(state) = EDGES.get_ptr_mut(key) else {
-            count(Counter::EdgesFull);
-            return None;
-        };
-        return Some(repeat(state, now));
+        if let Some(state) = EDGES.get_ptr_mut(key) {
+            return repeat(ctx, key, state, now);
+        }
+        count(Counter::Connects);
+        return count(Counter::EdgesFull);
     }
+    count(Counter::Connects);
     announce(key, now);
     note_cgroup(&key.netns);
-    Some(first)
+    start_search(ctx, key, first);
 }
 
+/// One more connect on an edge.
 #[inline(always)]
-fn repeat(state: *mut EdgeState, now: u64) -> u64 {
+fn repeat(ctx: &SockAddrContext, key: &EdgeKey, state: *mut EdgeState, now: u64) {
+    count(Counter::Connects);
     // SAFETY: a map value is valid for the run of the program. Other CPUs write the same fields: the time may be that of
     // either, the count is atomic.
-    unsafe {
+    let (first, last, window) = unsafe {
+        let last = (*state).last_ns;
         (*state).last_ns = now;
         atomic_add(&raw mut (*state).connects, 1);
-        (*state).first_ns
+        ((*state).first_ns, last, (*state).window)
+    };
+    if is_worth_a_search(now, first, last, window) {
+        start_search(ctx, key, first);
+    } else {
+        end_search(ctx, key, first);
     }
+}
+
+/// Whether to look for hosts on a further connection of an edge. To make room for that on the socket costs more than all else here,
+/// so an edge that has told nothing new for a second gets it for the first connect of each millisecond only (of 2^20 ns).
+#[inline(always)]
+fn is_worth_a_search(now: u64, first: u64, last: u64, window: u32) -> bool {
+    const MILLISECOND: u32 = 20;
+    if (now ^ last) >> MILLISECOND != 0 || now.wrapping_sub(first) < HEAD_WINDOW_NS {
+        return true;
+    }
+    // The window of the last news, this one or the one before it.
+    ((now / HEAD_WINDOW_NS) as u32).wrapping_sub(window) <= 1
 }
 
 #[inline(always)]
@@ -136,6 +155,17 @@ fn start_search(ctx: &SockAddrContext, key: &EdgeKey, edge: u64) {
     // A socket may connect again after a failure, then the storage holds the earlier destination.
     // SAFETY: not null, and valid for the run of the program.
     unsafe { *stored = search };
+}
+
+/// No search on this connection; what an earlier, failed connect of the socket left must not count for this one.
+#[inline(always)]
+fn end_search(ctx: &SockAddrContext, key: &EdgeKey, edge: u64) {
+    // SAFETY: `sk` of the context is a full socket in connect4 and connect6.
+    let stored = unsafe { SEARCHES.get_ptr_mut(ctx) };
+    if !stored.is_null() {
+        // SAFETY: not null, and valid for the run of the program.
+        unsafe { *stored = new_search(*key, edge, phase::NEW) };
+    }
 }
 
 /// Loopback and the unspecified address, to which connect() means this host.

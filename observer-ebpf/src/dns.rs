@@ -9,10 +9,10 @@ use aya_ebpf::programs::{SkBuffContext, SockAddrContext};
 use sidescope_common::{Counter, DNS_PER_WINDOW, DnsEvent, HEAD_BYTES, HEAD_WINDOW_NS, event_kind};
 
 use crate::bounded::ring_output;
-use crate::egress::full_socket;
+use crate::egress::socket;
 use crate::handover::{load, with_scratch};
 use crate::maps::{DNS_EVENT_OFFSET, PROXY_UIDS, RESOLVERS, Resolver, Scratch, count};
-use crate::packet::{Payload, TCP, UDP, payload};
+use crate::packet::{Payload, UDP, payload};
 
 /// Port of DNS servers. Istio's DNS proxy is asked there, too: its port is that of a redirect rule.
 pub const PORT: u16 = 53;
@@ -51,14 +51,15 @@ pub fn mark(ctx: &SockAddrContext) {
 
 #[inline(always)]
 pub fn try_ingress(ctx: &SkBuffContext) {
-    let Some(sk) = full_socket(ctx) else { return };
-    // SAFETY: a full socket. Its port of destination is in network byte order.
-    let (protocol, peer) = unsafe { ((*sk).protocol, (*sk).dst_port) };
-    if protocol != u32::from(UDP) && (protocol != u32::from(TCP) || u16::from_be(peer) != PORT) {
+    let Some(sk) = socket(ctx) else { return };
+    // Most packets come from elsewhere, and this tells it without a call. A datagram socket that is not connected has no peer.
+    // SAFETY: a socket of a packet. Its port of destination is in network byte order.
+    let peer = u16::from_be(unsafe { (*sk).dst_port } as u16);
+    if peer != PORT && peer != 0 {
         return;
     }
     let resolvers = (&raw const RESOLVERS).cast_mut().cast();
-    // SAFETY: a full socket; the value is of the map's type.
+    // SAFETY: a socket of a packet; the value is of the map's type.
     let resolver =
         unsafe { bpf_sk_storage_get(resolvers, sk.cast(), core::ptr::null_mut(), 0) }.cast::<Resolver>();
     if resolver.is_null() {

@@ -4,25 +4,24 @@
 //! edge. Whatever cannot be handed on marks the edge as `host unknown`.
 
 use aya_ebpf::bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock};
-use aya_ebpf::helpers::generated::{
-    bpf_get_socket_cookie, bpf_get_socket_uid, bpf_ktime_get_ns, bpf_sk_fullsock, bpf_sk_storage_get,
-};
+use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_sk_storage_get};
 use aya_ebpf::programs::SkBuffContext;
 use sidescope_common::http2::{BLIND, Walk};
-use sidescope_common::{Counter, EdgeKey, part};
+use sidescope_common::{Counter, EdgeKey, edge_flags, part};
 
-use crate::handover::{claim, release};
-use crate::http1::{self, Start};
+use crate::connect::flag_edge;
+use crate::http1;
 use crate::http2;
-use crate::maps::{PARTS, PROXY_UIDS, SEARCHES, Search, count, phase};
-use crate::packet::{Payload, TCP, payload};
+use crate::maps::{ANY_OLDER, EDGES, OLDER, PARTS, SEARCHES, Search, count, phase};
+use crate::packet::{Payload, payload};
+use crate::source::note_address;
 
 /// Requests in a row with a known host after which a connection is looked at only once a millisecond.
 const KNOWN_ENOUGH: u32 = 64;
 
 #[inline(always)]
 pub fn try_egress(ctx: &SkBuffContext) {
-    let Some(sk) = full_socket(ctx) else { return };
+    let Some(sk) = socket(ctx) else { return };
     let search = search_of(sk);
     if search.is_null() {
         return older_socket(ctx, sk);
@@ -32,6 +31,15 @@ pub fn try_egress(ctx: &SkBuffContext) {
     if search.phase == phase::DONE {
         return;
     }
+    if !search.noted {
+        search.noted = true;
+        note_address(sk, search.key.netns);
+    }
+    look(ctx, search);
+}
+
+#[inline(always)]
+fn look(ctx: &SkBuffContext, search: &mut Search) {
     if search.phase == phase::BETWEEN && search.known > KNOWN_ENOUGH && !is_next_millisecond(search) {
         return;
     }
@@ -46,11 +54,8 @@ pub fn try_egress(ctx: &SkBuffContext) {
         phase::TLS => to_part(ctx, part::TLS),
         phase::HTTP2 => to_part(ctx, part::HTTP2),
         phase::HEAD => {
-            if payload.seq == search.next_seq
-                && let Some(scratch) = claim()
-            {
-                http1::go_on(ctx, search, scratch, &payload);
-                release(ctx, scratch);
+            if payload.seq == search.next_seq {
+                to_part(ctx, part::HTTP1);
             }
         }
         _ => begin(ctx, search, payload),
@@ -79,19 +84,21 @@ fn begin(ctx: &SkBuffContext, search: &mut Search, payload: Payload) {
         search.next_seq = payload.seq;
         return to_part(ctx, part::HTTP2);
     }
-    let start = if payload.len < 9 { short_start(word) } else { http1::start(ctx, &payload, word) };
-    if start != Start::Other {
-        if let Some(scratch) = claim() {
-            http1::begin(ctx, search, scratch, &payload, start);
-            release(ctx, scratch);
-        }
-        // Where the head ended in this packet, or its host was found in it, another one may follow.
-        if search.next_seq == payload.seq {
-            to_part(ctx, part::PIPELINED);
-        }
-        return;
+    if http1::may_be_request(&payload, word) {
+        search.next_seq = payload.seq;
+        return to_part(ctx, part::HTTP1);
     }
     if search.phase != phase::NEW {
+        if search.older {
+            search.known = search.known.saturating_add(1);
+            if http2::is_headers_frame(ctx, &payload, word) {
+                search.phase = phase::HTTP2;
+                // Entries of the dynamic table from before are not known.
+                search.http2.field = BLIND;
+                search.next_seq = payload.seq;
+                to_part(ctx, part::HTTP2);
+            }
+        }
         return;
     }
     if is_tls(word) {
@@ -104,52 +111,31 @@ fn begin(ctx: &SkBuffContext, search: &mut Search, payload: Payload) {
     search.phase = phase::DONE;
 }
 
-/// A socket without storage: accepted, a proxy's own, outside of pods, or older than the programs. Only the last are of interest,
-/// and what tells them is that they send a request.
+/// A socket without storage: accepted, a proxy's own, outside of pods, on an edge that has told all it had to, or connected before
+/// the programs were there. Only the last are of interest, and user space knows their cookies.
 #[inline(always)]
 fn older_socket(ctx: &SkBuffContext, sk: *mut bpf_sock) {
-    // SAFETY: a full socket, checked by the caller.
-    let (protocol, ip4, ip6) = unsafe { ((*sk).protocol, (*sk).dst_ip4, (*sk).dst_ip6[3]) };
-    if protocol != u32::from(TCP) || u32::from_be(ip4) >> 24 == 127 || u32::from_be(ip6) == 1 {
-        return;
-    }
-    let Some(payload) = payload(ctx) else { return };
-    if payload.len < 16 {
-        return;
-    }
-    let word = first_word(ctx, &payload);
-    let is_http1 = http1::method_len(word).is_some();
-    if !is_http1 && !http2::is_headers_frame(ctx, &payload, word) {
+    if ANY_OLDER.get(0).is_none_or(|any| *any == 0) {
         return;
     }
     // SAFETY: the context is valid for the run of the program.
-    let uid = unsafe { bpf_get_socket_uid(ctx.skb.skb) };
-    // SAFETY: the value is never written after the start.
-    if unsafe { PROXY_UIDS.get(&uid) }.is_some() {
-        return;
-    }
-    // SAFETY: as above.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.skb.skb.cast()) };
-    let key = EdgeKey { netns: 0, addr: [0; 16], uid: 0, port: 0, reserved: 0 };
-    let phase = if is_http1 { phase::BETWEEN } else { phase::HTTP2 };
-    let mut search = new_search(key, cookie, phase);
-    search.next_seq = payload.seq;
-    // Entries of the dynamic table from before are not known.
-    search.http2.field = BLIND;
-    let value = (&raw mut search).cast();
+    // SAFETY: the value is never written after it was inserted.
+    let Some(key) = (unsafe { OLDER.get(&cookie) }) else { return };
+    let Some(edge) = EDGES.get_ptr(key) else { return };
+    // SAFETY: a map value, valid for the run of the program; this field is never written after the insert.
+    let mut search = new_search(*key, unsafe { (*edge).first_ns }, phase::BETWEEN);
+    search.older = true;
     let flags = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
-    // SAFETY: a full socket; the value is of the map's type.
-    let stored = unsafe { bpf_sk_storage_get(searches(), sk.cast(), value, flags) }.cast::<Search>();
+    // SAFETY: a socket of a packet; the value is of the map's type.
+    let stored = unsafe { bpf_sk_storage_get(searches(), sk.cast(), (&raw mut search).cast(), flags) };
     if stored.is_null() {
         count(Counter::SearchNoMemory);
+        flag_edge(key, edge_flags::HOST_UNKNOWN);
         return;
     }
-    if is_http1 {
-        // SAFETY: not null, and valid for the run of the program.
-        begin(ctx, unsafe { &mut *stored }, payload);
-    } else {
-        to_part(ctx, part::HTTP2);
-    }
+    // SAFETY: not null, and valid for the run of the program.
+    look(ctx, unsafe { &mut *stored.cast::<Search>() });
 }
 
 /// A search that has just begun.
@@ -164,24 +150,19 @@ pub fn new_search(key: EdgeKey, edge: u64, phase: u32) -> Search {
         last_look: 0,
         known: 0,
         phase,
-        window: 0,
-        heads: 0,
         tail: 0,
-        reserved: 0,
+        noted: false,
+        older: false,
+        reserved: [0; 2],
         http2: Walk::default(),
     }
 }
 
-/// The full socket of a packet.
+/// The socket of a packet; where it is no full one, it has no storage.
 #[inline(always)]
-pub fn full_socket(ctx: &SkBuffContext) -> Option<*mut bpf_sock> {
+pub fn socket(ctx: &SkBuffContext) -> Option<*mut bpf_sock> {
     // SAFETY: the context is valid for the run of the program.
     let sk = unsafe { (*ctx.skb.skb).__bindgen_anon_2.sk };
-    if sk.is_null() {
-        return None;
-    }
-    // SAFETY: `sk` is not null.
-    let sk = unsafe { bpf_sk_fullsock(sk) };
     (!sk.is_null()).then_some(sk)
 }
 
@@ -189,7 +170,7 @@ pub fn full_socket(ctx: &SkBuffContext) -> Option<*mut bpf_sock> {
 /// PROXY protocol header and what was sent before.
 #[inline(always)]
 pub fn unseen<'a>(ctx: &SkBuffContext) -> Option<(&'a mut Search, Payload)> {
-    let search = search_of(full_socket(ctx)?);
+    let search = search_of(socket(ctx)?);
     if search.is_null() {
         return None;
     }
@@ -208,7 +189,7 @@ pub fn unseen<'a>(ctx: &SkBuffContext) -> Option<(&'a mut Search, Payload)> {
 /// The search on a socket; null if there is none.
 #[inline(always)]
 pub fn search_of(sk: *mut bpf_sock) -> *mut Search {
-    // SAFETY: a full socket.
+    // SAFETY: a socket of a packet.
     unsafe { bpf_sk_storage_get(searches(), sk.cast(), core::ptr::null_mut(), 0) }.cast()
 }
 
@@ -219,7 +200,7 @@ fn searches() -> *mut core::ffi::c_void {
 
 /// Goes on in another program, with the same packet. Comes back only if that program is not there.
 #[inline(always)]
-fn to_part(ctx: &SkBuffContext, part: u32) {
+pub fn to_part(ctx: &SkBuffContext, part: u32) {
     // SAFETY: the parts are programs of the same type.
     unsafe { PARTS.tail_call(ctx, part) };
 }
@@ -236,21 +217,12 @@ fn is_next_millisecond(search: &mut Search) -> bool {
 
 /// The first eight bytes, the first one highest; zeros where there are fewer.
 #[inline(always)]
-fn first_word(ctx: &SkBuffContext, payload: &Payload) -> u64 {
+pub fn first_word(ctx: &SkBuffContext, payload: &Payload) -> u64 {
     let at = payload.offset as usize;
     if payload.len >= 8 {
         return ctx.load::<[u8; 8]>(at).map_or(0, u64::from_be_bytes);
     }
     ctx.load::<u8>(at).map_or(0, |first| u64::from(first) << 56)
-}
-
-/// A request that is written in tiny pieces: only the first byte can be looked at.
-#[inline(always)]
-fn short_start(word: u64) -> Start {
-    match (word >> 56) as u8 {
-        b'G' | b'P' | b'H' | b'D' | b'O' | b'C' | b'T' => Start::Unclear,
-        _ => Start::Other,
-    }
 }
 
 /// A handshake record of TLS.

@@ -5,7 +5,6 @@ use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_ktime_get_ns};
 use aya_ebpf::programs::SkBuffContext;
 use sidescope_common::{
     Counter, HEAD_BYTES, HEAD_WINDOW_NS, HEADS_PER_WINDOW, HeadEvent, HostKey, edge_flags, event_kind,
-    head_format,
 };
 
 use crate::bounded::{load_bytes, ring_output};
@@ -100,7 +99,7 @@ pub fn name(
 ) -> Name {
     if len as usize > NAME_BYTES || !load(ctx, scratch, offset, len) {
         count(Counter::PacketUnreadable);
-        unknown_host(ctx, search, scratch);
+        unknown_host(search);
         return Name::New;
     }
     let host = HostKey { edge: search.edge, host: hash(scratch, len, format) };
@@ -109,7 +108,7 @@ pub fn name(
     if HOSTS.insert(&host, &now, u64::from(BPF_EXIST)).is_ok() {
         return Name::Known;
     }
-    if within_budget(ctx, search, scratch) {
+    if within_budget(search) {
         let piece = Piece { len, total: len, format, host: host.host };
         search.copied = 0;
         if hand_on(ctx, search, scratch, &piece) {
@@ -169,10 +168,8 @@ pub fn hand_on(ctx: &SkBuffContext, search: &mut Search, scratch: &mut Scratch, 
         host: piece.host,
         key: search.key,
     };
-    // A record without bytes carries one that does not count.
-    let len = piece.len.max(1);
     // SAFETY: event and data lie behind each other (repr(C)).
-    let sent = unsafe { ring_output::<HEADER>((&raw mut scratch.event).cast(), len) };
+    let sent = unsafe { ring_output::<HEADER>((&raw mut scratch.event).cast(), piece.len) };
     if !sent {
         count(Counter::HeadRingFull);
         flag_edge(&search.key, edge_flags::HOST_UNKNOWN);
@@ -182,47 +179,30 @@ pub fn hand_on(ctx: &SkBuffContext, search: &mut Search, scratch: &mut Scratch, 
 
 /// There was a request whose host will not be known.
 #[inline(always)]
-pub fn unknown_host(ctx: &SkBuffContext, search: &mut Search, scratch: &mut Scratch) {
-    if search.key.netns != 0 {
-        flag_edge(&search.key, edge_flags::HOST_UNKNOWN);
-        return;
-    }
-    // An older socket has no edge here that could be marked: user space is told once a window.
-    if search.heads <= u32::from(HEADS_PER_WINDOW) {
-        search.heads = u32::from(HEADS_PER_WINDOW) + 1;
-        hand_on(ctx, search, scratch, &Piece { len: 0, total: 0, format: head_format::UNKNOWN, host: 0 });
-    }
+pub fn unknown_host(search: &Search) {
+    flag_edge(&search.key, edge_flags::HOST_UNKNOWN);
 }
 
 /// Whether one more head may go to user space in this window; if not, the hosts of the edge are not complete.
 #[inline(always)]
-pub fn within_budget(ctx: &SkBuffContext, search: &mut Search, scratch: &mut Scratch) -> bool {
+pub fn within_budget(search: &Search) -> bool {
     // SAFETY: no preconditions.
     let window = (unsafe { bpf_ktime_get_ns() } / HEAD_WINDOW_NS) as u32;
-    let heads = match EDGES.get_ptr_mut(&search.key) {
-        Some(state) => {
-            // SAFETY: a map value is valid for the run of the program. CPUs that race may let a few heads more pass.
-            let state = unsafe { &mut *state };
-            if state.window != window {
-                state.window = window;
-                state.heads = 0;
-            }
-            state.heads = state.heads.saturating_add(1);
-            u32::from(state.heads)
-        }
-        None => {
-            if search.window != window {
-                search.window = window;
-                search.heads = 0;
-            }
-            search.heads += 1;
-            search.heads
-        }
+    let Some(state) = EDGES.get_ptr_mut(&search.key) else {
+        count(Counter::HeadBudget);
+        return false;
     };
-    if heads <= u32::from(HEADS_PER_WINDOW) {
+    // SAFETY: a map value is valid for the run of the program. CPUs that race may let a few heads more pass.
+    let state = unsafe { &mut *state };
+    if state.window != window {
+        state.window = window;
+        state.heads = 0;
+    }
+    state.heads = state.heads.saturating_add(1);
+    if state.heads <= HEADS_PER_WINDOW {
         return true;
     }
     count(Counter::HeadBudget);
-    unknown_host(ctx, search, scratch);
+    unknown_host(search);
     false
 }

@@ -1,10 +1,10 @@
 //! HTTP/1: the Host header of a request, in a way that the verifier of 5.10 can follow.
 
 use aya_ebpf::programs::SkBuffContext;
-use sidescope_common::{Counter, HEAD_BYTES, head_format};
+use sidescope_common::{Counter, HEAD_BYTES, head_format, part};
 
 use crate::bounded::byte_at;
-use crate::egress::unseen;
+use crate::egress::{first_word, to_part, unseen};
 use crate::handover::{
     NAME_BYTES, Name, Piece, claim, hand_on, load, name, release, unknown_host, within_budget,
 };
@@ -14,6 +14,9 @@ use crate::packet::Payload;
 /// Bytes of a segment that are searched for the Host header here. A host that stands later is found in user space.
 const SCAN_BYTES: usize = 1024;
 
+/// Payloads that are shorter hold no whole method and the byte after it.
+const SHORT: u32 = 9;
+
 /// `\nHost:` with bit 5 of every byte set, as the loop sees it.
 const NEEDLE: u64 = u64::from_be_bytes([0, 0, b'\n' | 0x20, b'h', b'o', b's', b't', b':']);
 const NEEDLE_MASK: u64 = 0xffff_ffff_ffff;
@@ -21,17 +24,6 @@ const NEEDLE_MASK: u64 = 0xffff_ffff_ffff;
 /// The end of the last header and the empty line after it.
 const END: u64 = u64::from_be_bytes(*b"\0\0\0\0\r\n\r\n");
 const END_MASK: u64 = 0xffff_ffff;
-
-/// How a segment begins.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Start {
-    /// Not like a request.
-    Other,
-    /// A method and a plain path: only the Host header names the host.
-    Path,
-    /// A method, and a target that may name the host; or too few bytes to tell.
-    Unclear,
-}
 
 /// Whether eight bytes begin with an HTTP/1 method, and how long it is with its blank.
 #[inline(always)]
@@ -49,25 +41,46 @@ pub fn method_len(word: u64) -> Option<u32> {
     Some(len)
 }
 
-/// How the payload begins, whose first eight bytes are `word`.
+/// Whether a payload that begins with these eight bytes may be a request. Of one that is written in tiny pieces only the first
+/// byte can be looked at.
 #[inline(always)]
-pub fn start(ctx: &SkBuffContext, payload: &Payload, word: u64) -> Start {
-    let Some(len) = method_len(word) else { return Start::Other };
-    match ctx.load::<u8>((payload.offset + len) as usize) {
-        Ok(b'/') => Start::Path,
-        _ => Start::Unclear,
+pub fn may_be_request(payload: &Payload, word: u64) -> bool {
+    if payload.len >= SHORT {
+        return method_len(word).is_some();
     }
+    matches!((word >> 56) as u8, b'G' | b'P' | b'H' | b'D' | b'O' | b'C' | b'T')
+}
+
+/// The packet begins with a request, or goes on with one.
+#[inline(always)]
+pub fn try_http1(ctx: &SkBuffContext) {
+    let Some((search, payload)) = unseen(ctx) else { return };
+    let Some(scratch) = claim() else { return };
+    if search.phase == phase::HEAD {
+        go_on(ctx, search, scratch, &payload);
+        return release(ctx, scratch);
+    }
+    begin(ctx, search, scratch, &payload);
+    release(ctx, scratch);
+    // Where the head ended in this packet, or its host was found in it, another one may follow.
+    if search.next_seq == payload.seq {
+        to_part(ctx, part::PIPELINED);
+    }
+}
+
+/// Whether the target is a plain path: then only the Host header names the host.
+#[inline(always)]
+fn has_plain_path(ctx: &SkBuffContext, payload: &Payload) -> bool {
+    if payload.len < SHORT {
+        return false;
+    }
+    let Some(len) = method_len(first_word(ctx, payload)) else { return false };
+    ctx.load::<u8>((payload.offset + len) as usize) == Ok(b'/')
 }
 
 /// The first segment of a request.
 #[inline(always)]
-pub fn begin(
-    ctx: &SkBuffContext,
-    search: &mut Search,
-    scratch: &mut Scratch,
-    payload: &Payload,
-    start: Start,
-) {
+fn begin(ctx: &SkBuffContext, search: &mut Search, scratch: &mut Scratch, payload: &Payload) {
     search.request = search.request.wrapping_add(1);
     search.copied = 0;
     search.phase = phase::BETWEEN;
@@ -75,10 +88,10 @@ pub fn begin(
     scratch.window_end = len;
     if !load(ctx, scratch, payload.offset, len) {
         count(Counter::PacketUnreadable);
-        unknown_host(ctx, search, scratch);
+        unknown_host(search);
         return;
     }
-    if start == Start::Path && find_host(scratch) {
+    if has_plain_path(ctx, payload) && find_host(scratch) {
         // Through memory: see `Scratch::start`.
         let (from, to) = (anew!(scratch.start), anew!(scratch.end));
         search.next_seq = payload.seq;
@@ -91,7 +104,7 @@ pub fn begin(
     // The host stands in the target, later than the loop looks, or in a later segment: user space has a look.
     search.known = 0;
     search.tail = 0;
-    if within_budget(ctx, search, scratch) {
+    if within_budget(search) {
         hand_on_piece(ctx, search, scratch, payload, len);
         if search.phase == phase::BETWEEN {
             search.next_seq = payload.seq;
@@ -117,7 +130,7 @@ pub fn try_pipelined(ctx: &SkBuffContext) {
 
 /// A further segment of a head whose host has not been found.
 #[inline(always)]
-pub fn go_on(ctx: &SkBuffContext, search: &mut Search, scratch: &mut Scratch, payload: &Payload) {
+fn go_on(ctx: &SkBuffContext, search: &mut Search, scratch: &mut Scratch, payload: &Payload) {
     let len = payload.len.min((HEAD_BYTES as u32).saturating_sub(search.copied));
     scratch.window_end = len;
     if load(ctx, scratch, payload.offset, len) {
@@ -125,7 +138,7 @@ pub fn go_on(ctx: &SkBuffContext, search: &mut Search, scratch: &mut Scratch, pa
         mark_pipelined(ctx, search, scratch, payload, len);
     } else {
         count(Counter::PacketUnreadable);
-        unknown_host(ctx, search, scratch);
+        unknown_host(search);
         search.phase = phase::BETWEEN;
     }
 }
@@ -220,7 +233,7 @@ fn mark_pipelined(
     let word = ctx.load::<[u8; 8]>((payload.offset + end) as usize).map_or(0, u64::from_be_bytes);
     if method_len(word).is_some() {
         count(Counter::Pipelined);
-        unknown_host(ctx, search, scratch);
+        unknown_host(search);
     }
 }
 

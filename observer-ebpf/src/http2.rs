@@ -7,7 +7,7 @@ use sidescope_common::http2::{
 use sidescope_common::{Counter, head_format, part};
 
 use crate::bounded::byte_at;
-use crate::egress::{full_socket, search_of};
+use crate::egress::{search_of, socket};
 use crate::handover::{NAME_BYTES, Piece, hand_on, load, name, unknown_host, with_scratch, within_budget};
 use crate::maps::{PARTS, Scratch, Search, anew, count, phase};
 use crate::packet::{Payload, payload};
@@ -53,7 +53,7 @@ pub fn is_headers_frame(ctx: &SkBuffContext, payload: &Payload, word: u64) -> bo
 
 #[inline(always)]
 pub fn try_http2(ctx: &SkBuffContext) {
-    let Some(sk) = full_socket(ctx) else { return };
+    let Some(sk) = socket(ctx) else { return };
     let search = search_of(sk);
     if search.is_null() {
         return;
@@ -65,7 +65,7 @@ pub fn try_http2(ctx: &SkBuffContext) {
     if begin >= payload.len {
         // Sent before. Bytes that begin behind those we wait for would mean that a packet was not shown to us.
         if begin > u32::MAX / 2 {
-            with_scratch(ctx, |scratch| lost(ctx, search, scratch));
+            lost(search);
         }
         return;
     }
@@ -77,11 +77,12 @@ pub fn try_http2(ctx: &SkBuffContext) {
             scratch.at = at + capture(ctx, search, scratch, &payload, at);
         }
         if end == End::Lost {
-            lost(ctx, search, scratch);
+            lost(search);
         }
         if search.http2.field & BLIND_INDEX != 0 {
             search.http2.field &= !BLIND_INDEX;
-            unknown_host(ctx, search, scratch);
+            count(Counter::BeforeStart);
+            unknown_host(search);
         }
         search.next_seq = payload.seq.wrapping_add(anew!(scratch.at));
         end
@@ -93,14 +94,14 @@ pub fn try_http2(ctx: &SkBuffContext) {
     if end.is_none() {
         // Without room to read it the thread is lost.
         search.phase = phase::DONE;
-        crate::connect::flag_edge(&search.key, sidescope_common::edge_flags::HOST_UNKNOWN);
+        unknown_host(search);
     }
 }
 
 #[inline(always)]
-fn lost(ctx: &SkBuffContext, search: &mut Search, scratch: &mut Scratch) {
+fn lost(search: &mut Search) {
     count(Counter::FramesLost);
-    unknown_host(ctx, search, scratch);
+    unknown_host(search);
     search.phase = phase::DONE;
 }
 
@@ -179,8 +180,8 @@ fn capture(
     }
     if first {
         search.copied = 0;
-        if total as usize > NAME_BYTES || !within_budget(ctx, search, scratch) {
-            unknown_host(ctx, search, scratch);
+        if total as usize > NAME_BYTES || !within_budget(search) {
+            unknown_host(search);
             search.http2.skip = search.http2.capture;
             search.http2.capture = 0;
             search.http2.state = state::FIELD;
@@ -191,7 +192,7 @@ fn capture(
         hand_on(ctx, search, scratch, &Piece { len, total, format, host: 0 });
         search.copied += len;
     } else {
-        unknown_host(ctx, search, scratch);
+        unknown_host(search);
     }
     len
 }

@@ -19,8 +19,8 @@ mod packet;
 mod source;
 mod tls;
 
-use aya_ebpf::macros::{cgroup_skb, cgroup_sock_addr, sock_ops};
-use aya_ebpf::programs::{SkBuffContext, SockAddrContext, SockOpsContext};
+use aya_ebpf::macros::{cgroup_skb, cgroup_sock_addr};
+use aya_ebpf::programs::{SkBuffContext, SockAddrContext};
 
 /// The verdict of every program: let it pass, as if we were not there.
 const GO_ON: i32 = 1;
@@ -49,12 +49,6 @@ pub fn sidescope_sendmsg6(ctx: SockAddrContext) -> i32 {
     GO_ON
 }
 
-#[sock_ops]
-pub fn sidescope_sock_ops(ctx: SockOpsContext) -> u32 {
-    source::try_sock_ops(&ctx);
-    GO_ON as u32
-}
-
 #[cgroup_skb(egress)]
 pub fn sidescope_egress(ctx: SkBuffContext) -> i32 {
     egress::try_egress(&ctx);
@@ -70,6 +64,12 @@ pub fn sidescope_tls(ctx: SkBuffContext) -> i32 {
 #[cgroup_skb(egress)]
 pub fn sidescope_http2(ctx: SkBuffContext) -> i32 {
     http2::try_http2(&ctx);
+    GO_ON
+}
+
+#[cgroup_skb(egress)]
+pub fn sidescope_http1(ctx: SkBuffContext) -> i32 {
+    http1::try_http1(&ctx);
     GO_ON
 }
 

@@ -1,12 +1,13 @@
 //! All maps, and the counters.
 
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::macros::{btf_map, map};
-use aya_ebpf::maps::{HashMap, LruHashMap, PerCpuArray, ProgramArray, RingBuf};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray, RingBuf};
 use sidescope_common::http2;
 use sidescope_common::{
     Counter, DEFAULT_EDGES, DEFAULT_HOSTS, DEFAULT_RING_BYTES, DnsEvent, EdgeKey, EdgeState, HEAD_BYTES,
-    HeadEvent, HostKey, MAX_PROXY_UIDS, MAX_SOURCES, SourceAddr, SourceKey, part,
+    HeadEvent, HostKey, MAX_OLDER, MAX_PROXY_UIDS, MAX_SOURCES, SourceAddr, SourceKey, part,
 };
 
 /// A plain hash, never LRU: an LRU would forget edges that nobody has read yet.
@@ -26,6 +27,14 @@ pub static CGROUPS: HashMap<u64, u64> = HashMap::with_max_entries(MAX_SOURCES, 0
 
 #[map]
 pub static PROXY_UIDS: HashMap<u32, u8> = HashMap::with_max_entries(MAX_PROXY_UIDS, 0);
+
+/// By cookie of a socket that was connected before the programs were there, its edge. Written by user space.
+#[map]
+pub static OLDER: HashMap<u64, EdgeKey> = HashMap::with_max_entries(MAX_OLDER, BPF_F_NO_PREALLOC);
+
+/// Whether [`OLDER`] has entries: most of the time it has none, and then a socket without storage need not be looked for there.
+#[map]
+pub static ANY_OLDER: Array<u32> = Array::with_max_entries(1, 0);
 
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(DEFAULT_RING_BYTES, 0);
@@ -78,9 +87,9 @@ pub const SCRATCH_SLOTS: u32 = 2;
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Search {
-    /// The edge; all zero on a socket that is older than the programs.
+    /// The edge.
     pub key: EdgeKey,
-    /// First half of [`HostKey`]: [`EdgeState::first_ns`] of the edge, or the cookie of an older socket.
+    /// First half of [`HostKey`]: [`EdgeState::first_ns`] of the edge.
     pub edge: u64,
     /// Sequence number of the byte that continues what was begun.
     pub next_seq: u32,
@@ -90,16 +99,17 @@ pub struct Search {
     pub request: u32,
     /// Millisecond of the last request that was looked at.
     pub last_look: u32,
-    /// Requests in a row whose host was known.
+    /// Requests in a row whose host was known; on an older socket, also packets without a request.
     pub known: u32,
     /// One of [`phase`].
     pub phase: u32,
-    /// Budget of an older socket, whose edge is not known here; see [`EdgeState`].
-    pub window: u32,
-    pub heads: u32,
     /// The last four bytes that were handed on of an HTTP/1 head.
     pub tail: u32,
-    pub reserved: u32,
+    /// The local address was noted: see [`crate::source::note_address`].
+    pub noted: bool,
+    /// The socket was connected before the programs were there.
+    pub older: bool,
+    pub reserved: [u8; 2],
     pub http2: http2::Walk,
 }
 

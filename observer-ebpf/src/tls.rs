@@ -31,7 +31,7 @@ fn read(ctx: &SkBuffContext, search: &mut Search, scratch: &mut Scratch, payload
     let len = payload.len.min((HEAD_BYTES as u32).saturating_sub(search.copied));
     if !load(ctx, scratch, payload.offset, len) {
         count(Counter::PacketUnreadable);
-        unknown_host(ctx, search, scratch);
+        unknown_host(search);
         search.phase = phase::DONE;
         return;
     }
@@ -47,7 +47,7 @@ fn read(ctx: &SkBuffContext, search: &mut Search, scratch: &mut Scratch, payload
                 return;
             }
             Hello::Unclear => {
-                if !within_budget(ctx, search, scratch) {
+                if !within_budget(search) {
                     search.phase = phase::DONE;
                     return;
                 }

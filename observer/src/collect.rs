@@ -10,7 +10,6 @@ use sidescope_common::{Addr, DnsEvent, EdgeEvent, EdgeKey, EdgeState, HeadEvent,
 use crate::answers::Answers;
 use crate::heads::{Heads, Outcome, Unreadable};
 use crate::model::names::Host;
-use crate::older::{Older, Told};
 use crate::sockets::Socket;
 
 /// Most hosts that are kept of one edge. More than that is a proxy or a scanner: the edge counts as incomplete.
@@ -54,6 +53,8 @@ pub enum Loss {
     DnsAnswer,
     /// A connection that was open before, beyond [`MAX_EXISTING`] or beyond what is listed of one namespace.
     TooManyExisting,
+    /// A connection that was open before, of which the kernel programs could not be told.
+    UnwatchedExisting,
 }
 
 impl Loss {
@@ -64,13 +65,23 @@ impl Loss {
             Self::Head(Unreadable::TooLong) => "headTooLong",
             Self::Head(Unreadable::Malformed) => "headMalformed",
             Self::Head(Unreadable::Crowded) => "headsCrowded",
-            Self::Head(Unreadable::BeforeStart) => "headBeforeStart",
             Self::TooManyHosts => "tooManyHosts",
             Self::MalformedRecord => "malformedRecord",
             Self::DnsAnswer => "dnsAnswer",
             Self::TooManyExisting => "tooManyExisting",
+            Self::UnwatchedExisting => "unwatchedExisting",
         }
     }
+}
+
+/// What a request told.
+enum Told {
+    /// It named this host.
+    Host(Host),
+    /// It named none, or an address.
+    Unnamed,
+    /// It may have named one, which cannot be known.
+    Unknown,
 }
 
 /// All edges of this machine.
@@ -79,7 +90,6 @@ pub struct Collector {
     edges: HashMap<EdgeKey, Observed>,
     heads: Heads,
     answers: Answers,
-    older: Older,
     losses: BTreeMap<Loss, u64>,
     hosts: usize,
     existing: usize,
@@ -101,19 +111,19 @@ impl Collector {
     /// A piece of a request head.
     pub fn head(&mut self, event: &HeadEvent, piece: &[u8]) {
         let mut evicted = None;
-        let outcome = self.heads.feed(event, piece, |socket, key| evicted = Some((socket, key)));
-        if let Some((socket, key)) = evicted {
+        let outcome = self.heads.feed(event, piece, |key| evicted = Some(key));
+        if let Some(key) = evicted {
             self.count(Loss::Head(Unreadable::Crowded));
-            self.told(socket, key, Told::Unknown);
+            self.told(key, Told::Unknown);
         }
         match outcome {
-            Outcome::Host(host) => self.told(event.socket, event.key, Told::Host(host)),
+            Outcome::Host(host) => self.told(event.key, Told::Host(host)),
             // Later pieces of a head whose host has been told come to this as well, and only first ones say it of themselves.
-            Outcome::NoName if event.offset == 0 => self.told(event.socket, event.key, Told::Unnamed),
+            Outcome::NoName if event.offset == 0 => self.told(event.key, Told::Unnamed),
             Outcome::NoName | Outcome::Waiting => {}
             Outcome::Unreadable(why) => {
                 self.count(Loss::Head(why));
-                self.told(event.socket, event.key, Told::Unknown);
+                self.told(event.key, Told::Unknown);
             }
         }
     }
@@ -136,20 +146,29 @@ impl Collector {
     }
 
     /// A connection that is open now, from the list of sockets. It is no connect; it keeps its edge alive, and makes one if it is
-    /// older than the watch.
-    pub fn existing(&mut self, netns: u64, socket: &Socket) {
+    /// older than the watch. Returns the edge; `None` where there is no room for it.
+    pub fn existing(&mut self, netns: u64, socket: &Socket) -> Option<EdgeKey> {
         let key =
             EdgeKey { netns, addr: mapped(socket.address), uid: socket.uid, port: socket.port, reserved: 0 };
         match self.edges.entry(key) {
             Entry::Occupied(mut known) => known.get_mut().existing = true,
-            Entry::Vacant(_) if self.existing >= MAX_EXISTING => return self.count(Loss::TooManyExisting),
+            Entry::Vacant(_) if self.existing >= MAX_EXISTING => {
+                self.count(Loss::TooManyExisting);
+                return None;
+            }
             Entry::Vacant(new) => {
                 self.existing += 1;
                 new.insert(Observed { existing: true, ..Observed::default() });
             }
         }
-        for told in self.older.listed(socket.cookie, key) {
-            self.told_of(key, told);
+        Some(key)
+    }
+
+    /// The kernel programs could not be told of a connection that was open before: hosts of its requests will not be known.
+    pub fn unwatched(&mut self, key: &EdgeKey) {
+        self.count(Loss::UnwatchedExisting);
+        if let Some(observed) = self.edges.get_mut(key) {
+            observed.host_unknown = true;
         }
     }
 
@@ -162,9 +181,9 @@ impl Collector {
 
     /// No more pieces will come: heads that still wait for one count as unknown.
     pub fn finish(&mut self) {
-        for (socket, key) in self.heads.give_up() {
+        for key in self.heads.give_up() {
             self.count(Loss::Head(Unreadable::MissingPiece));
-            self.told(socket, key, Told::Unknown);
+            self.told(key, Told::Unknown);
         }
     }
 
@@ -188,22 +207,7 @@ impl Collector {
         losses
     }
 
-    /// What a request on a socket told. The key of a socket that is older than the programs is zero.
-    fn told(&mut self, socket: u64, key: EdgeKey, told: Told) {
-        if key.netns != 0 {
-            return self.told_of(key, told);
-        }
-        match self.older.edge(socket) {
-            Some(key) => self.told_of(key, told),
-            None => {
-                if !self.older.keep(socket, told) {
-                    self.count(Loss::TooManyExisting);
-                }
-            }
-        }
-    }
-
-    fn told_of(&mut self, key: EdgeKey, told: Told) {
+    fn told(&mut self, key: EdgeKey, told: Told) {
         let observed = self.edges.entry(key).or_default();
         let host = match told {
             Told::Host(host) => host,
@@ -371,19 +375,13 @@ mod tests {
     }
 
     #[test]
-    fn a_request_on_an_older_connection_finds_its_edge_whether_the_socket_is_listed_before_or_after() {
-        let older = EdgeKey { netns: 0, addr: [0; 16], uid: 0, port: 0, reserved: 0 };
-        let request = |host: &str| format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n");
+    fn a_connection_from_before_of_which_the_kernel_does_not_know_has_unknown_hosts() {
         let mut collector = Collector::default();
-        collector.head(&HeadEvent { key: older, ..head(0, 1) }, request("before").as_bytes());
-        assert!(collector.edges().is_empty(), "an edge without a source");
-        collector.existing(7, &socket("10.0.0.1", 80));
-        collector.head(&HeadEvent { key: older, ..head(0, 1) }, request("after").as_bytes());
-        let unknown = HeadEvent { key: older, format: head_format::UNKNOWN, ..head(0, 1) };
-        collector.head(&unknown, b"");
-        let observed: Vec<_> = collector.edges().values().collect();
-        let hosts: Vec<_> = observed[0].hosts.iter().map(Host::as_str).collect();
-        assert_eq!((observed.len(), hosts, observed[0].host_unknown), (1, vec!["after", "before"], true));
+        let key = collector.existing(7, &socket("10.0.0.1", 80)).unwrap();
+        assert!(!collector.edges()[&key].host_unknown);
+        collector.unwatched(&key);
+        assert!(collector.edges()[&key].host_unknown);
+        assert_eq!(collector.losses(), BTreeMap::from([(Loss::UnwatchedExisting, 1)]));
     }
 
     #[test]

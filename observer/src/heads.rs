@@ -40,8 +40,6 @@ pub enum Unreadable {
     Malformed,
     /// Too many heads were waiting; the oldest was given up.
     Crowded,
-    /// A request on a connection from before the start refers to what was sent then.
-    BeforeStart,
 }
 
 /// The heads that wait for their next piece.
@@ -60,20 +58,12 @@ struct Partial {
 }
 
 impl Heads {
-    /// Takes one piece. `evicted` is told socket and edge of a head that had to be given up for this one.
-    pub fn feed(
-        &mut self,
-        event: &HeadEvent,
-        piece: &[u8],
-        mut evicted: impl FnMut(u64, EdgeKey),
-    ) -> Outcome {
-        if event.format == head_format::UNKNOWN {
-            return Outcome::Unreadable(Unreadable::BeforeStart);
-        }
+    /// Takes one piece. `evicted` is told the edge of a head that had to be given up for this one.
+    pub fn feed(&mut self, event: &HeadEvent, piece: &[u8], mut evicted: impl FnMut(EdgeKey)) -> Outcome {
         if event.offset == 0 {
             if self.partial.remove(&event.socket).is_some_and(|partial| partial.request != event.request) {
                 // The head before this one will never be complete.
-                evicted(event.socket, event.key);
+                evicted(event.key);
             }
             let outcome = outcome(event, piece);
             if outcome == Outcome::Waiting {
@@ -98,19 +88,19 @@ impl Heads {
         outcome
     }
 
-    /// Gives up all that wait, by socket and edge: their hosts will not be told any more.
-    pub fn give_up(&mut self) -> Vec<(u64, EdgeKey)> {
+    /// Gives up all that wait, and returns their edges: their hosts will not be told any more.
+    pub fn give_up(&mut self) -> Vec<EdgeKey> {
         self.order.clear();
-        self.partial.drain().map(|(socket, partial)| (socket, partial.key)).collect()
+        self.partial.drain().map(|(_, partial)| partial.key).collect()
     }
 
-    fn keep(&mut self, event: &HeadEvent, piece: &[u8], evicted: &mut impl FnMut(u64, EdgeKey)) {
+    fn keep(&mut self, event: &HeadEvent, piece: &[u8], evicted: &mut impl FnMut(EdgeKey)) {
         while self.partial.len() >= MAX_PARTIAL {
             let Some((socket, request)) = self.order.pop_front() else {
                 break;
             };
             if self.partial.get(&socket).is_some_and(|partial| partial.request == request) {
-                evicted(socket, self.partial.remove(&socket).expect("looked up just now").key);
+                evicted(self.partial.remove(&socket).expect("looked up just now").key);
             }
         }
         if self.order.len() >= 2 * MAX_PARTIAL {
@@ -171,7 +161,7 @@ mod tests {
         }
     }
 
-    fn no_eviction(_: u64, key: EdgeKey) {
+    fn no_eviction(key: EdgeKey) {
         panic!("{key:?} was given up");
     }
 
@@ -218,9 +208,9 @@ mod tests {
         let mut heads = Heads::default();
         let mut gone = Vec::new();
         for socket in 0..MAX_PARTIAL as u64 * 10 {
-            heads.feed(&event(socket, 1, 0), b"GET / HT", |_, key| gone.push(key.netns));
+            heads.feed(&event(socket, 1, 0), b"GET / HT", |key| gone.push(key.netns));
             if socket % 3 == 0 {
-                heads.feed(&event(socket, 1, 8), b"TP/1.1\r\nHost: a\r\n", |_, _| {});
+                heads.feed(&event(socket, 1, 8), b"TP/1.1\r\nHost: a\r\n", |_| {});
             }
         }
         assert!(heads.partial.len() <= MAX_PARTIAL);

@@ -20,13 +20,15 @@ use crate::inventory::Inventory;
 use crate::mesh_index::MeshIndex;
 use crate::model::graph::{Graph, Unattributed};
 use crate::namespaces::{Part, Summary};
+use crate::older::Older;
 use crate::output::{self, Results};
 use crate::plan::{Plan, plan};
 use crate::probes::{Event, Malformed, ProbeError, Probes, Settings};
 use crate::progress::{Progress, Snapshot};
 use crate::render;
 use crate::report::{Style, tree};
-use crate::scan::{Found, ScanError};
+use crate::scan::{Found, ScanError, What};
+use crate::sockets::Socket;
 use crate::sources::Sources;
 
 mod scans;
@@ -77,6 +79,7 @@ pub async fn run(args: &Observe) -> Result<(), Failure> {
         cgroup: cgroup.path,
         collector: Collector::default(),
         sources: Sources::default(),
+        older: Older::default(),
         looked_for: HashSet::new(),
         unannounced: 0,
         swept: Instant::now(),
@@ -141,6 +144,7 @@ struct Watch<'m> {
     cgroup: PathBuf,
     collector: Collector,
     sources: Sources,
+    older: Older,
     /// Namespaces whose addresses were asked for; those of an ended one will never be known. Bounded as the edges are.
     looked_for: HashSet<u64>,
     /// Edges without an event at the last sweep.
@@ -173,7 +177,7 @@ impl Watch<'_> {
                     self.look_at_set()?;
                     progress.show(|| self.snapshot(started.elapsed()))?;
                 }
-                found = self.scans.next() => self.take(found)?,
+                (what, found) = self.scans.next() => self.take(what, found)?,
                 taken = self.probes.next(DRAIN_LIMIT, |record| collect(collector, record)) => drop(taken?),
             }
         }
@@ -204,19 +208,24 @@ impl Watch<'_> {
     }
 
     /// Takes over what a scan found.
-    fn take(&mut self, found: Result<Found, ScanError>) -> Result<(), ProbeError> {
+    fn take(&mut self, what: What, found: Result<Found, ScanError>) -> Result<(), ProbeError> {
         match found {
             Ok(Found::Part(Part { netns, addresses, sockets, cgroups })) => {
                 for cgroup in cgroups {
                     self.sources.add_home(cgroup, netns);
                 }
                 self.sources.add(netns, addresses);
-                for socket in sockets.iter().filter(|socket| !self.proxy_uids.contains(&socket.uid)) {
-                    self.collector.existing(netns, socket);
+                self.older.namespace(netns);
+                for socket in &sockets {
+                    self.take_existing(netns, socket)?;
                 }
             }
             Ok(Found::End(summary)) => {
                 self.collector.unlisted(summary.sockets_beyond);
+                if what == What::Sockets {
+                    let closed = self.older.end(summary.failed == 0 && summary.sockets_beyond == 0);
+                    self.probes.forget_older(&closed, self.older.any())?;
+                }
                 report_scan(&summary);
             }
             Err(reason) => warn!(%reason, "network namespaces could not be looked at"),
@@ -235,11 +244,28 @@ impl Watch<'_> {
         Ok(())
     }
 
+    /// Takes over a connection that is open now.
+    fn take_existing(&mut self, netns: u64, socket: &Socket) -> Result<(), ProbeError> {
+        if self.proxy_uids.contains(&socket.uid) {
+            return Ok(());
+        }
+        let Some(edge) = self.collector.existing(netns, socket) else { return Ok(()) };
+        if !self.older.is_news(netns, socket.cookie) {
+            return Ok(());
+        }
+        if self.probes.add_older(socket.cookie, &edge)? {
+            self.older.told(socket.cookie);
+        } else {
+            self.collector.unwatched(&edge);
+        }
+        Ok(())
+    }
+
     /// Takes over all of the scan under way, if there is one.
     async fn end_scan(&mut self) -> Result<(), ProbeError> {
         while self.scans.under_way() {
-            let found = self.scans.next().await;
-            self.take(found)?;
+            let (what, found) = self.scans.next().await;
+            self.take(what, found)?;
         }
         Ok(())
     }

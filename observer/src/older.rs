@@ -1,72 +1,67 @@
-//! Connections that are older than the kernel programs: the kernel tells them by the cookie of their socket only, and the list of
-//! sockets says which edges they are. Either may come first. Pure.
+//! Which connections were open before the kernel programs were: those that the first list of sockets shows. Pure.
+//!
+//! The programs know a socket by what its connect left on it. One that was connected before has nothing, and they look at its
+//! requests only if they are told its cookie and its edge.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
+use std::mem;
 
-use sidescope_common::EdgeKey;
-
-use crate::model::names::Host;
-
-/// Sockets whose edge is remembered, at most.
-const MAX_SOCKETS: usize = 32_768;
-/// What is kept of sockets that are not listed yet, at most.
-const MAX_WAITING: usize = 4_096;
-
-/// What a request on a connection told.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Told {
-    /// It named this host.
-    Host(Host),
-    /// It named none, or an address.
-    Unnamed,
-    /// It may have named one, which cannot be known.
-    Unknown,
-}
-
-/// What is known of older connections.
+/// The sockets of which the kernel was told. Bounded by its map, and by the namespaces of this machine.
 #[derive(Debug, Default)]
 pub struct Older {
-    edges: HashMap<u64, EdgeKey>,
-    waiting: HashMap<u64, Vec<Told>>,
-    waiting_count: usize,
+    told: HashSet<u64>,
+    /// Those of them that the scan under way has listed.
+    seen: HashSet<u64>,
+    /// Namespaces that were listed by the scans before this one, and by this one.
+    listed: HashSet<u64>,
+    listing: HashSet<u64>,
+    /// A scan has listed everything: sockets that come later were connected under the eyes of the programs.
+    complete: bool,
 }
 
 impl Older {
-    /// The edge of a socket, if the socket was listed.
-    pub fn edge(&self, socket: u64) -> Option<EdgeKey> {
-        self.edges.get(&socket).copied()
+    /// A scan lists this namespace.
+    pub fn namespace(&mut self, netns: u64) {
+        if !self.complete {
+            self.listing.insert(netns);
+        }
     }
 
-    /// Keeps what a request told until its socket is listed. False: there is no room.
+    /// A scan lists this socket. True: it is older, and the kernel has not been told of it.
     #[must_use]
-    pub fn keep(&mut self, socket: u64, told: Told) -> bool {
-        let known = self.waiting.entry(socket).or_default();
-        if known.contains(&told) {
-            return true;
-        }
-        if self.waiting_count >= MAX_WAITING {
+    pub fn is_news(&mut self, netns: u64, socket: u64) -> bool {
+        if self.told.contains(&socket) {
+            self.seen.insert(socket);
             return false;
         }
-        self.waiting_count += 1;
-        known.push(told);
-        true
+        !self.complete && !self.listed.contains(&netns)
     }
 
-    /// A socket was listed: remembers its edge, and gives what was kept for it. Sockets beyond the bound are learnt again with the
-    /// next list.
-    pub fn listed(&mut self, socket: u64, edge: EdgeKey) -> Vec<Told> {
-        if self.edges.len() >= MAX_SOCKETS && !self.edges.contains_key(&socket) {
-            self.edges.clear();
+    /// The kernel was told of this socket.
+    pub fn told(&mut self, socket: u64) {
+        self.told.insert(socket);
+        self.seen.insert(socket);
+    }
+
+    /// A scan of sockets ended; `whole` if it could look everywhere. Returns the sockets that are closed since the one before it:
+    /// the kernel need not know them any longer.
+    #[must_use]
+    pub fn end(&mut self, whole: bool) -> Vec<u64> {
+        let seen = mem::take(&mut self.seen);
+        let listing = mem::take(&mut self.listing);
+        if whole {
+            self.complete = true;
+            self.listed = HashSet::new();
+            return mem::replace(&mut self.told, seen).difference(&self.told).copied().collect();
         }
-        self.edges.insert(socket, edge);
-        let told = self.waiting.remove(&socket).unwrap_or_default();
-        self.waiting_count -= told.len();
-        told
+        // What was not listed may only have been out of sight.
+        self.listed.extend(listing);
+        Vec::new()
     }
 
-    /// Number of things that were told of sockets that were never listed: accepted ones, or those of processes outside of pods.
-    pub fn waiting(&self) -> usize {
-        self.waiting_count
+    /// Whether the kernel was told of any socket that may still be open.
+    pub fn any(&self) -> bool {
+        !self.told.is_empty()
     }
 }
 
@@ -74,35 +69,35 @@ impl Older {
 mod tests {
     use super::*;
 
-    fn edge(port: u16) -> EdgeKey {
-        EdgeKey { netns: 1, addr: [0; 16], uid: 0, port, reserved: 0 }
-    }
-
-    fn host(name: &str) -> Told {
-        Told::Host(Host::new(name).unwrap())
+    fn scan(older: &mut Older, sockets: &[(u64, u64)], whole: bool) -> (Vec<u64>, Vec<u64>) {
+        let mut news = Vec::new();
+        for (netns, socket) in sockets {
+            older.namespace(*netns);
+            if older.is_news(*netns, *socket) {
+                older.told(*socket);
+                news.push(*socket);
+            }
+        }
+        let mut gone = older.end(whole);
+        gone.sort_unstable();
+        (news, gone)
     }
 
     #[test]
-    fn what_was_told_before_the_socket_was_listed_is_kept_once() {
+    fn only_what_the_first_whole_scan_lists_is_older() {
         let mut older = Older::default();
-        for told in [host("a"), host("a"), Told::Unknown, host("b")] {
-            assert!(older.keep(7, told));
-        }
-        assert_eq!(older.edge(7), None);
-        assert_eq!(older.listed(7, edge(80)), [host("a"), Told::Unknown, host("b")]);
-        assert_eq!(older.edge(7), Some(edge(80)));
-        assert_eq!((older.listed(7, edge(80)), older.waiting()), (Vec::new(), 0));
+        assert_eq!(scan(&mut older, &[(1, 10), (1, 11), (2, 20)], true), (vec![10, 11, 20], vec![]));
+        assert!(older.any());
+        assert_eq!(scan(&mut older, &[(1, 10), (1, 12), (3, 30)], true), (vec![], vec![11, 20]));
+        assert_eq!(scan(&mut older, &[(1, 12), (3, 30)], true), (vec![], vec![10]));
+        assert!(!older.any());
     }
 
     #[test]
-    fn what_is_kept_is_bounded() {
+    fn after_a_scan_with_gaps_a_namespace_that_was_not_listed_may_still_have_older_ones() {
         let mut older = Older::default();
-        let kept = (0..MAX_WAITING as u64 * 2).filter(|socket| older.keep(*socket, Told::Unnamed)).count();
-        assert_eq!(kept, MAX_WAITING);
-        for socket in 0..MAX_SOCKETS as u64 * 2 {
-            older.listed(socket, edge(80));
-        }
-        assert!(older.edges.len() <= MAX_SOCKETS);
-        assert_eq!(older.waiting(), 0);
+        assert_eq!(scan(&mut older, &[(1, 10)], false), (vec![10], vec![]));
+        assert_eq!(scan(&mut older, &[(1, 11), (2, 20)], false), (vec![20], vec![]), "not a newer one of 1");
+        assert_eq!(scan(&mut older, &[(1, 10)], true), (vec![], vec![20]));
     }
 }

@@ -3,6 +3,7 @@
 
 mod error;
 mod kernel;
+mod older;
 mod records;
 
 use std::fs::File;
@@ -13,9 +14,8 @@ use std::time::Duration;
 use aya::maps::{HashMap, MapData, PerCpuArray, ProgramArray, RingBuf};
 use aya::programs::cgroup_skb::CgroupSkbLink;
 use aya::programs::cgroup_sock_addr::CgroupSockAddrLink;
-use aya::programs::sock_ops::SockOpsLink;
 use aya::programs::{
-    CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, ProgramError, ProgramInfo, SockOps,
+    CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, ProgramError, ProgramInfo,
 };
 use aya::{Ebpf, EbpfLoader};
 use nix::errno::Errno;
@@ -25,6 +25,7 @@ use tokio::time::timeout;
 
 pub use error::ProbeError;
 use kernel::{kernel_release, version_of};
+use older::Older;
 use records::parse;
 pub use records::{Event, Malformed};
 
@@ -58,21 +59,13 @@ impl Default for Settings {
 pub const POLL: Duration = Duration::from_millis(20);
 
 /// Programs that are attached: those that use the socket's storage first, those that fill it last.
-const HOOKS: [&str; 7] = [
-    names::INGRESS,
-    names::EGRESS,
-    names::SOCK_OPS,
-    names::SENDMSG4,
-    names::SENDMSG6,
-    names::CONNECT6,
-    names::CONNECT4,
-];
+const HOOKS: [&str; 6] =
+    [names::INGRESS, names::EGRESS, names::SENDMSG4, names::SENDMSG6, names::CONNECT6, names::CONNECT4];
 
 /// What holds a program to the cgroup, until it is dropped.
 #[expect(dead_code, reason = "held for the sake of the drop")]
 enum Link {
     SockAddr(CgroupSockAddrLink),
-    SockOps(SockOpsLink),
     Skb(CgroupSkbLink),
 }
 
@@ -97,6 +90,7 @@ pub struct Probes {
     sources: HashMap<MapData, SourceKey, SourceAddr>,
     cgroups: HashMap<MapData, u64, u64>,
     counters: PerCpuArray<MapData, u64>,
+    older: Older,
     ring: AsyncFd<RingBuf<MapData>>,
 }
 
@@ -141,6 +135,7 @@ impl Probes {
         let sources = take(&mut bpf, names::SOURCES)?;
         let cgroups = take(&mut bpf, names::CGROUPS)?;
         let counters = take(&mut bpf, names::COUNTERS)?;
+        let older = Older::take(&mut bpf)?;
         let ring = take(&mut bpf, names::EVENTS)?;
         // SAFETY: the ring owns its descriptor and keeps it open and the same for as long as it lives.
         let ring = unsafe { AsyncFd::register(ring) }.map_err(|err| ProbeError::Wait(err.into()))?;
@@ -154,7 +149,7 @@ impl Probes {
             let fd = program.and_then(|program| program.fd()).map_err(|err| attach_error(name, err))?;
             parts.set(index, fd, 0).map_err(map_error(names::PARTS))?;
         }
-        Ok(Self { bpf, links: Vec::new(), _parts: parts, edges, sources, cgroups, counters, ring })
+        Ok(Self { bpf, links: Vec::new(), _parts: parts, edges, sources, cgroups, counters, older, ring })
     }
 
     /// Attaches all programs to `cgroup`, a directory of a cgroup2 hierarchy.
@@ -235,6 +230,23 @@ impl Probes {
     pub fn end(&mut self, handle: impl FnMut(Result<Event<'_>, Malformed>)) {
         self.detach();
         self.drain(handle);
+    }
+
+    /// Tells the programs of a connection from before them, by the cookie of its socket: its edge comes into the set, and the hosts
+    /// of its requests are looked for. False: there is no room.
+    ///
+    /// # Errors
+    /// When the kernel refuses to write the maps.
+    pub fn add_older(&mut self, socket: u64, edge: &EdgeKey) -> Result<bool, ProbeError> {
+        self.older.add(&mut self.edges, socket, edge)
+    }
+
+    /// Such connections were closed; `any`: whether others may still be open.
+    ///
+    /// # Errors
+    /// When the kernel refuses to write the maps.
+    pub fn forget_older(&mut self, sockets: &[u64], any: bool) -> Result<(), ProbeError> {
+        self.older.forget(sockets, any)
     }
 
     /// The edge set. Edges that come while it is read may be missing.
@@ -333,7 +345,6 @@ fn load(bpf: &mut Ebpf, name: &'static str, kernel: &str) -> Result<(), ProbeErr
     use aya::programs::Program;
     let result = match bpf.program_mut(name) {
         Some(Program::CgroupSockAddr(program)) => program.load(),
-        Some(Program::SockOps(program)) => program.load(),
         Some(Program::CgroupSkb(program)) => program.load(),
         other => unreachable!("the object is built together with these names: {name} is {other:?}"),
     };
@@ -352,11 +363,6 @@ fn attach(bpf: &mut Ebpf, name: &'static str, cgroup: &File) -> Result<Link, Pro
     let program = bpf.program_mut(name).expect("loaded before");
     let fd = cgroup.as_fd();
     let link = || match name {
-        names::SOCK_OPS => {
-            let program = <&mut SockOps>::try_from(program)?;
-            let id = program.attach(fd, mode)?;
-            program.take_link(id).map(Link::SockOps)
-        }
         names::EGRESS | names::INGRESS => {
             let direction = if name == names::EGRESS {
                 CgroupSkbAttachType::Egress

@@ -12,7 +12,7 @@ const SOCKETS_EVERY: Duration = Duration::from_secs(60);
 /// The scans of one watch.
 pub(super) struct Scans {
     cgroup: PathBuf,
-    running: Option<Running>,
+    running: Option<(What, Running)>,
     sockets_due: Instant,
 }
 
@@ -29,7 +29,7 @@ impl Scans {
             return Ok(());
         }
         let what = if sockets { What::Sockets } else { What::Addresses };
-        self.running = Some(scan::start(self.cgroup.clone(), what)?);
+        self.running = Some((what, scan::start(self.cgroup.clone(), what)?));
         if sockets {
             self.sockets_due = now + SOCKETS_EVERY;
         }
@@ -41,17 +41,18 @@ impl Scans {
         self.running.is_some()
     }
 
-    /// What the scan under way finds next. Waits for ever where there is none; may be dropped half-way without loss.
-    pub(super) async fn next(&mut self) -> Result<Found, ScanError> {
+    /// What the scan under way looks for, and finds next. Waits for ever where there is none; may be dropped half-way without loss.
+    pub(super) async fn next(&mut self) -> (What, Result<Found, ScanError>) {
         loop {
             match &mut self.running {
                 None => pending().await,
-                Some(running) => match running.next().await {
+                Some((what, running)) => match running.next().await {
                     Some(found) => {
+                        let what = *what;
                         if !matches!(found, Ok(Found::Part(_))) {
                             self.running = None;
                         }
-                        return found;
+                        return (what, found);
                     }
                     None => self.running = None,
                 },

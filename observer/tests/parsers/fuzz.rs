@@ -238,8 +238,7 @@ fn heads() {
                     host: 0,
                     key,
                 };
-                let outcome =
-                    heads.feed(&event, &bytes[*start..*end], |_, key| panic!("{key:?} was given up"));
+                let outcome = heads.feed(&event, &bytes[*start..*end], |key| panic!("{key:?} was given up"));
                 if let Outcome::Host(host) = outcome {
                     assert!(possible.contains(&Ok(RequestHost::Name(host.clone()))), "{host} out of nowhere");
                 }

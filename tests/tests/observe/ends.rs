@@ -56,7 +56,7 @@ fn nothing_is_left_in_the_kernel_whatever_ends_it() -> Result<()> {
     for signal in [Signal::SIGKILL, Signal::SIGINT] {
         let observer = mesh.observe()?;
         let (programs, links) = held(&observer.process)?;
-        assert_eq!((programs.len(), links.len()), (10, 7), "{signal}");
+        assert_eq!((programs.len(), links.len()), (10, 6), "{signal}");
         let (all_programs, all_links) = loaded();
         assert!(programs.is_subset(&all_programs) && links.is_subset(&all_links), "{signal}");
         observer.process.signal(signal)?;

@@ -1,0 +1,81 @@
+//! What the programs are told of connections from before them.
+
+use std::time::Duration;
+
+use aya::Ebpf;
+use aya::maps::{Array, HashMap, MapData, MapError};
+use nix::errno::Errno;
+use nix::time::{ClockId, clock_gettime};
+use sidescope_common::{EdgeKey, EdgeState, names};
+
+use super::{ProbeError, take};
+
+const BPF_NOEXIST: u64 = 1;
+
+/// The maps that user space writes while the programs run.
+pub(super) struct Older {
+    edges: HashMap<MapData, u64, EdgeKey>,
+    any: Array<MapData, u32>,
+    /// The id of the last edge that was put into the set here.
+    last_id: u64,
+}
+
+impl Older {
+    pub(super) fn take(bpf: &mut Ebpf) -> Result<Self, ProbeError> {
+        Ok(Self { edges: take(bpf, names::OLDER)?, any: take(bpf, names::ANY_OLDER)?, last_id: 0 })
+    }
+
+    /// False: one of the maps is full.
+    pub(super) fn add(
+        &mut self,
+        set: &mut HashMap<MapData, EdgeKey, EdgeState>,
+        socket: u64,
+        edge: &EdgeKey,
+    ) -> Result<bool, ProbeError> {
+        let first_ns = self.next_id();
+        // No connect was seen: its time and number are none.
+        let state = EdgeState { first_ns, last_ns: 0, connects: 0, window: 0, heads: 0, flags: 0 };
+        let known = match set.insert(edge, state, BPF_NOEXIST) {
+            Err(err) if errno(&err) == Some(Errno::EEXIST) => Ok(()),
+            other => other,
+        };
+        let mut inserted = known.map_err(|err| (names::EDGES, err));
+        if inserted.is_ok() {
+            inserted = self.edges.insert(socket, edge, 0).map_err(|err| (names::OLDER, err));
+        }
+        match inserted {
+            Ok(()) => self.set_any(true).map(|()| true),
+            Err((_, err)) if matches!(errno(&err), Some(Errno::E2BIG | Errno::ENOMEM)) => Ok(false),
+            Err((map, source)) => Err(ProbeError::Map { map, source: Box::new(source) }),
+        }
+    }
+
+    pub(super) fn forget(&mut self, sockets: &[u64], any: bool) -> Result<(), ProbeError> {
+        for socket in sockets {
+            match self.edges.remove(socket) {
+                Ok(()) | Err(MapError::KeyNotFound) => {}
+                Err(source) => return Err(ProbeError::Map { map: names::OLDER, source: Box::new(source) }),
+            }
+        }
+        self.set_any(any)
+    }
+
+    fn set_any(&mut self, any: bool) -> Result<(), ProbeError> {
+        let set = self.any.set(0, u32::from(any), 0);
+        set.map_err(|source| ProbeError::Map { map: names::ANY_OLDER, source: Box::new(source) })
+    }
+
+    /// The programs make an edge's id of the time and, in the low byte, the CPU; so many CPUs share that byte that 255 is as good as
+    /// another, and the time keeps these apart.
+    fn next_id(&mut self) -> u64 {
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("every kernel has this clock");
+        let now = Duration::from(now).as_nanos() as u64 | 0xff;
+        self.last_id = now.max(self.last_id + 0x100);
+        self.last_id
+    }
+}
+
+fn errno(err: &MapError) -> Option<Errno> {
+    let MapError::SyscallError(err) = err else { return None };
+    err.io_error.raw_os_error().map(Errno::from_raw)
+}
