@@ -3,6 +3,7 @@
 //! Ratios are of the same work with and without the programs, in short blocks that take turns in one run, so that a busy machine
 //! is busy for both. A second arm without programs shows what the machine alone makes of it.
 
+mod floor;
 pub mod load;
 mod report;
 mod rig;
@@ -21,6 +22,7 @@ use sidescope::probes::{Probes, RunTime, Settings};
 use sidescope_common::{Counter, DEFAULT_EDGES, DEFAULT_RING_BYTES, names};
 
 use crate::existing::{self, Programs};
+use floor::Floor;
 use load::{Work, destination, host_destination};
 use report::{Agent, Cost, Edges, Hosts, Ns, Report, Row};
 use rig::{Rig, block, drain, hosts, service};
@@ -109,13 +111,14 @@ async fn measure(options: &Options) -> Result<Report> {
 /// The programs in this process, where they can be attached for a block and detached for the next.
 struct Watched {
     probes: Probes,
+    floor: Floor,
     collector: Collector,
 }
 
 impl Watched {
     fn new() -> Result<Self> {
         let probes = Probes::load(&Settings { edges: ROOMY, ..Settings::default() })?;
-        Ok(Self { probes, collector: Collector::default() })
+        Ok(Self { probes, floor: Floor::load()?, collector: Collector::default() })
     }
 
     /// Time of an operation with the programs.
@@ -129,6 +132,14 @@ impl Watched {
         one(&done?)
     }
 
+    /// Time of an operation with programs that do nothing.
+    async fn idle(&mut self, rig: &mut Rig, work: Work, time: Duration) -> Result<f64> {
+        let links = self.floor.attach(&rig.cgroup)?;
+        let done = rig.order(&block(work, time)).await;
+        drop(links);
+        Ok(one(&done?)?.0)
+    }
+
     async fn off(&mut self, rig: &mut Rig, work: Work, time: Duration) -> Result<f64> {
         Ok(one(&rig.order(&block(work, time)).await?)?.0)
     }
@@ -136,11 +147,12 @@ impl Watched {
     async fn row(&mut self, rig: &mut Rig, work: Work, options: &Options) -> Result<Row> {
         let mut rounds = Vec::new();
         for index in 0..options.rounds {
-            let mut round = Round { on: 0.0, off: 0.0, control: 0.0 };
-            // Every order of the three as often as every other, so that no arm is always the first.
+            let mut round = Round { on: 0.0, floor: 0.0, off: 0.0, control: 0.0 };
+            // Each arm comes as often in each place, and after each other one, as every other.
             for arm in ORDERS[index % ORDERS.len()] {
                 match arm {
                     Arm::On => round.on = self.on(rig, work, options.block).await?.0,
+                    Arm::Floor => round.floor = self.idle(rig, work, options.block).await?,
                     Arm::Off => round.off = self.off(rig, work, options.block).await?,
                     Arm::Control => round.control = self.off(rig, work, options.block).await?,
                 }
@@ -150,7 +162,8 @@ impl Watched {
         let off: Vec<f64> = rounds.iter().map(|round| round.off).collect();
         Ok(Row {
             work,
-            ratio: ratio(&rounds).context("no rounds")?,
+            ratio: ratio(&rounds, |round| round.on).context("no rounds")?,
+            floor: ratio(&rounds, |round| round.floor).context("no rounds")?,
             spread: spread(off.clone()).context("no rounds")?,
             off_ns: median(off).context("no rounds")?,
             on_ns: median(rounds.iter().map(|round| round.on).collect()).context("no rounds")?,
@@ -160,10 +173,14 @@ impl Watched {
     /// Time in the programs for an operation. The kernel keeps count for as long as a descriptor is open, so that it stops
     /// whatever becomes of us.
     async fn cost(&mut self, rig: &mut Rig, work: Work) -> Result<Cost> {
+        let second = Duration::from_millis(1000);
         let counting =
             enable_stats(Stats::RunTime).context("the kernel does not count the programs' time")?;
+        let (runs, time) = self.floor.run_time()?;
+        self.idle(rig, work, second / 2).await?;
+        let (runs_after, time_after) = self.floor.run_time()?;
         let before = self.probes.run_times()?;
-        let (_, operations) = self.on(rig, work, Duration::from_millis(1000)).await?;
+        let (_, operations) = self.on(rig, work, second).await?;
         let after = self.probes.run_times()?;
         drop(counting);
         let programs = before.iter().zip(&after).map(|(before, after)| RunTime {
@@ -171,11 +188,13 @@ impl Watched {
             runs: after.runs - before.runs,
             time: after.time.saturating_sub(before.time),
         });
-        // The hundred before the first that is timed ran too.
+        ensure!(runs_after > runs, "the programs that do nothing did not run");
         Ok(Cost {
             work,
+            // The hundred before the first that is timed ran too.
             operations: operations + 100,
             programs: programs.filter(|program| program.runs > 0).collect(),
+            count_ns: (time_after - time).as_nanos() as f64 / (runs_after - runs) as f64,
         })
     }
 }
@@ -183,17 +202,16 @@ impl Watched {
 #[derive(Clone, Copy)]
 enum Arm {
     On,
+    Floor,
     Off,
     Control,
 }
 
-const ORDERS: [[Arm; 3]; 6] = [
-    [Arm::On, Arm::Off, Arm::Control],
-    [Arm::Control, Arm::Off, Arm::On],
-    [Arm::Off, Arm::On, Arm::Control],
-    [Arm::Control, Arm::On, Arm::Off],
-    [Arm::Off, Arm::Control, Arm::On],
-    [Arm::On, Arm::Control, Arm::Off],
+const ORDERS: [[Arm; 4]; 4] = [
+    [Arm::On, Arm::Off, Arm::Control, Arm::Floor],
+    [Arm::Off, Arm::Floor, Arm::On, Arm::Control],
+    [Arm::Floor, Arm::Control, Arm::Off, Arm::On],
+    [Arm::Control, Arm::On, Arm::Floor, Arm::Off],
 ];
 
 fn one(numbers: &[u64]) -> Result<(f64, u64)> {
@@ -290,17 +308,21 @@ fn list(value: &Value) -> &[Value] {
 }
 
 impl Cost {
-    /// Time in all programs for one operation.
+    /// Time in all programs for one operation, without the count.
     fn per_operation(&self) -> f64 {
-        let time: Duration = self.programs.iter().map(|program| program.time).sum();
-        time.as_nanos() as f64 / self.operations as f64
+        self.programs.iter().map(|program| self.net(program)).sum::<f64>() / self.operations as f64
     }
 
-    /// Time in the programs that see packets, for one packet: on a loopback each passes both.
+    /// Time in the programs that see packets, for one packet, without the count: on a loopback each passes both.
     fn per_packet(&self) -> f64 {
         let of = |name| self.programs.iter().find(|program| program.program == name);
         let (Some(out), Some(back)) = (of(names::EGRESS), of(names::INGRESS)) else { return f64::NAN };
-        (out.time + back.time).as_nanos() as f64 / out.runs as f64
+        (self.net(out) + self.net(back)) / out.runs as f64
+    }
+
+    /// What the kernel counted, less what it counts for a program that does nothing.
+    fn net(&self, program: &RunTime) -> f64 {
+        program.time.as_nanos() as f64 - program.runs as f64 * self.count_ns
     }
 }
 

@@ -1,13 +1,13 @@
-//! What other people's kernel programs do on the hooks that Sidescope uses too: a network plugin that rewrites and denies
+//! Programs that do nothing, to measure what having one costs; and what other people's kernel programs do on the hooks that Sidescope uses too: a network plugin that rewrites and denies
 //! connects, a tuner that answers the kernel's questions about new connections. Sidescope must see past the former and
 //! leave the latter its effect.
 #![no_std]
 #![no_main]
 
 use aya_ebpf::bindings::{BPF_SOCK_OPS_NEEDS_ECN, BPF_SOCK_OPS_TIMEOUT_INIT, bpf_sock_addr};
-use aya_ebpf::macros::{cgroup_sock_addr, map, sock_ops};
+use aya_ebpf::macros::{cgroup_skb, cgroup_sock_addr, map, sock_ops};
 use aya_ebpf::maps::HashMap;
-use aya_ebpf::programs::{SockAddrContext, SockOpsContext};
+use aya_ebpf::programs::{SkBuffContext, SockAddrContext, SockOpsContext};
 
 const DENY: i32 = 0;
 const GO_ON: i32 = 1;
@@ -54,6 +54,21 @@ pub fn peer_tune(ctx: SockOpsContext) -> u32 {
     // SAFETY: the context is valid for the run of the program; the field is writable for these questions.
     unsafe { (*ctx.ops).__bindgen_anon_1.reply = reply };
     GO_ON as u32
+}
+
+#[cgroup_sock_addr(connect4)]
+pub fn nothing_connect4(_: SockAddrContext) -> i32 {
+    GO_ON
+}
+
+#[cgroup_skb(egress)]
+pub fn nothing_egress(_: SkBuffContext) -> i32 {
+    GO_ON
+}
+
+#[cgroup_skb(ingress)]
+pub fn nothing_ingress(_: SkBuffContext) -> i32 {
+    GO_ON
 }
 
 #[panic_handler]

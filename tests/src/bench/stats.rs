@@ -6,18 +6,20 @@ use serde::Serialize;
 /// Resamplings behind an interval.
 const RESAMPLES: usize = 2000;
 
-/// One round: the same work with the programs, without them, and once more without them.
+/// One round: the same work with the programs, with programs that do nothing, without any, and once more without any.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Round {
     /// Time of an operation with the programs attached.
     pub(super) on: f64,
-    /// Without them.
+    /// With programs that do nothing.
+    pub(super) floor: f64,
+    /// Without any.
     pub(super) off: f64,
-    /// Without them, too.
+    /// Without any, too.
     pub(super) control: f64,
 }
 
-/// With the programs, over without.
+/// With programs, over without.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(super) struct Ratio {
     /// Median over the rounds, net of the control.
@@ -30,12 +32,12 @@ pub(super) struct Ratio {
     pub(super) control: f64,
 }
 
-/// The ratio of many rounds, with a bootstrap over whole rounds. `None` without rounds.
-pub(super) fn ratio(rounds: &[Round]) -> Option<Ratio> {
+/// The ratio of one arm of many rounds, with a bootstrap over whole rounds. `None` without rounds.
+pub(super) fn ratio(rounds: &[Round], arm: impl Fn(&Round) -> f64) -> Option<Ratio> {
     let control = median(rounds.iter().map(|round| round.control / round.off).collect())?;
     let net = |rounds: &[Round]| {
         // The two arms without programs are worth the same: their mean is the better measure of "without".
-        median(rounds.iter().map(|round| round.on / f64::midpoint(round.off, round.control)).collect())
+        median(rounds.iter().map(|round| arm(round) / f64::midpoint(round.off, round.control)).collect())
     };
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     let mut resampled: Vec<f64> = (0..RESAMPLES)
@@ -93,7 +95,7 @@ mod tests {
                 let base = 1000.0 + index as f64 * 5.0;
                 let mut time =
                     |factor: f64| base * factor * (1.0 + jitter * (random.below(2001) as f64 / 1000.0 - 1.0));
-                Round { on: time(cost), off: time(1.0), control: time(1.0) }
+                Round { on: time(cost), floor: time(1.0), off: time(1.0), control: time(1.0) }
             })
             .collect()
     }
@@ -101,7 +103,7 @@ mod tests {
     #[test]
     fn the_interval_holds_the_true_ratio_whatever_the_drift() {
         for cost in [1.0, 1.02, 1.5] {
-            let ratio = ratio(&rounds(60, cost, 0.05)).unwrap();
+            let ratio = ratio(&rounds(60, cost, 0.05), |round| round.on).unwrap();
             assert!(ratio.low <= ratio.median && ratio.median <= ratio.high, "{ratio:?}");
             assert!((ratio.low..=ratio.high).contains(&cost), "{cost}: {ratio:?}");
             assert!((ratio.control - 1.0).abs() < 0.02, "{ratio:?}");
@@ -110,7 +112,9 @@ mod tests {
 
     #[test]
     fn more_noise_makes_the_interval_wider_and_none_makes_it_a_point() {
-        let width = |jitter| ratio(&rounds(60, 1.1, jitter)).map(|ratio| ratio.high - ratio.low).unwrap();
+        let width = |jitter| {
+            ratio(&rounds(60, 1.1, jitter), |round| round.on).map(|ratio| ratio.high - ratio.low).unwrap()
+        };
         assert!(width(0.0) < 1e-9);
         assert!(width(0.01) < width(0.2));
     }
@@ -121,13 +125,13 @@ mod tests {
         for round in rounds.iter_mut().step_by(10) {
             round.on *= 50.0;
         }
-        let ratio = ratio(&rounds).unwrap();
+        let ratio = ratio(&rounds, |round| round.on).unwrap();
         assert!((ratio.median - 1.01).abs() < 0.002, "{ratio:?}");
     }
 
     #[test]
     fn medians_quantiles_and_spread_of_few_values() {
-        assert_eq!(ratio(&[]), None);
+        assert_eq!(ratio(&[], |round| round.on), None);
         assert_eq!(median(vec![]), None);
         assert_eq!(median(vec![3.0]), Some(3.0));
         assert_eq!(median(vec![4.0, 1.0, 3.0, 2.0]), Some(2.5));
