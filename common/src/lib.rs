@@ -57,7 +57,7 @@ pub mod names {
     pub const EVENTS: &str = "EVENTS";
 }
 
-/// Edges that the default set holds: 128 bytes each with the kernel's own overhead, 4 MiB in all.
+/// Edges that the default set holds: 136 bytes each with the kernel's own overhead, 4.25 MiB in all.
 pub const DEFAULT_EDGES: u32 = 32_768;
 /// Known hosts that the default LRU holds.
 pub const DEFAULT_HOSTS: u32 = 8_192;
@@ -130,10 +130,13 @@ pub struct EdgeState {
     /// Time of the first connect, nanoseconds of CLOCK_MONOTONIC. With the CPU in its low byte it is also the edge's id in
     /// [`HostKey`].
     pub first_ns: u64,
-    /// Time of the last connect, nanoseconds of CLOCK_MONOTONIC.
+    /// Time of the last connect, nanoseconds of CLOCK_MONOTONIC; up to one tick of the kernel's clock early.
     pub last_ns: u64,
     /// Number of connects.
     pub connects: u64,
+    /// The kernel's tick (jiffies) of the last connect that found the edge settled: nothing new was told for a second. Further
+    /// connects in the same tick are only counted.
+    pub settled_tick: u64,
     /// Start of the window in which [`heads`](Self::heads) counts, in units of [`HEAD_WINDOW_NS`]; wraps.
     pub window: u32,
     /// Heads sent to user space in this window.
@@ -141,7 +144,7 @@ pub struct EdgeState {
     /// Bits of [`edge_flags`].
     pub flags: u16,
 }
-const _: () = assert!(size_of::<EdgeState>() == 32);
+const _: () = assert!(size_of::<EdgeState>() == 40);
 
 /// Bits of [`EdgeState::flags`].
 pub mod edge_flags {

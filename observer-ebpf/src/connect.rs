@@ -5,8 +5,9 @@
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{BPF_NOEXIST, bpf_sock_addr};
-use aya_ebpf::helpers::generated::bpf_get_netns_cookie;
-use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns};
+use aya_ebpf::helpers::generated::{
+    bpf_get_netns_cookie, bpf_get_smp_processor_id, bpf_jiffies64, bpf_ktime_get_ns,
+};
 use aya_ebpf::programs::SockAddrContext;
 use sidescope_common::{
     Addr, Counter, EdgeEvent, EdgeKey, EdgeState, HEAD_WINDOW_NS, edge_flags, event_kind,
@@ -55,11 +56,9 @@ fn try_connect(ctx: &SockAddrContext, words: [u32; 4]) {
     // SAFETY: the helper takes the context.
     let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
     let key = EdgeKey { netns, addr: addr(words), uid: ctx.uid(), port, reserved: 0 };
-    // SAFETY: no preconditions.
-    let now = unsafe { bpf_ktime_get_ns() };
-    // Most connects repeat an edge, and that one belongs to a workload has been looked at when it was made.
+    // Most connects repeat an edge, and that it belongs to a workload has been looked at when it was made.
     if let Some(state) = EDGES.get_ptr_mut(&key) {
-        return repeat(ctx, &key, state, now);
+        return repeat(ctx, &key, state);
     }
     // SAFETY: the helper gives the cookie of the initial namespace where it gets no context.
     if netns == unsafe { bpf_get_netns_cookie(core::ptr::null_mut()) } {
@@ -69,20 +68,28 @@ fn try_connect(ctx: &SockAddrContext, words: [u32; 4]) {
     if unsafe { PROXY_UIDS.get(&key.uid) }.is_some() {
         return;
     }
-    make_edge(ctx, &key, now);
+    make_edge(ctx, &key);
 }
 
 #[inline(always)]
-fn make_edge(ctx: &SockAddrContext, key: &EdgeKey, now: u64) {
+fn make_edge(ctx: &SockAddrContext, key: &EdgeKey) {
     // SAFETY: no preconditions.
-    let cpu = unsafe { bpf_get_smp_processor_id() };
+    let (now, cpu) = unsafe { (bpf_ktime_get_ns(), bpf_get_smp_processor_id()) };
     // Two edges that are made at once on two CPUs must not share an id.
     let first = (now & !0xff) | u64::from(cpu & 0xff);
-    let state = EdgeState { first_ns: first, last_ns: now, connects: 1, window: 0, heads: 0, flags: 0 };
+    let state = EdgeState {
+        first_ns: first,
+        last_ns: now,
+        connects: 1,
+        settled_tick: 0,
+        window: 0,
+        heads: 0,
+        flags: 0,
+    };
     if EDGES.insert(key, &state, u64::from(BPF_NOEXIST)).is_err() {
         // Another CPU was faster, or the set is full.
         if let Some(state) = EDGES.get_ptr_mut(key) {
-            return repeat(ctx, key, state, now);
+            return repeat(ctx, key, state);
         }
         count(Counter::Connects);
         return count(Counter::EdgesFull);
@@ -94,34 +101,36 @@ fn make_edge(ctx: &SockAddrContext, key: &EdgeKey, now: u64) {
 }
 
 /// One more connect on an edge.
+///
+/// To make room for a search on the socket costs more than all else here, so an edge that has told nothing new for a second gets it
+/// for the first connect of each tick only (1 to 10 ms, by how the kernel was built). Ticks and not nanoseconds: they cost no call.
 #[inline(always)]
-fn repeat(ctx: &SockAddrContext, key: &EdgeKey, state: *mut EdgeState, now: u64) {
+fn repeat(ctx: &SockAddrContext, key: &EdgeKey, state: *mut EdgeState) {
     count(Counter::Connects);
-    // SAFETY: a map value is valid for the run of the program. Other CPUs write the same fields: the time may be that of
-    // either, the count is atomic.
-    let (first, last, window) = unsafe {
-        let last = (*state).last_ns;
-        (*state).last_ns = now;
-        atomic_add(&raw mut (*state).connects, 1);
-        ((*state).first_ns, last, (*state).window)
-    };
-    if is_worth_a_search(now, first, last, window) {
-        start_search(ctx, key, first);
-    } else {
-        end_search(ctx, key, first);
+    // SAFETY: a map value is valid for the run of the program. Other CPUs write the same fields: of the times either may stay, the
+    // count is atomic.
+    unsafe { atomic_add(&raw mut (*state).connects, 1) };
+    // SAFETY: as above.
+    let state = unsafe { &mut *state };
+    // SAFETY: no preconditions.
+    let tick = unsafe { bpf_jiffies64() };
+    if state.settled_tick == tick {
+        return end_search(ctx, key, state.first_ns);
     }
+    // SAFETY: no preconditions.
+    let now = unsafe { bpf_ktime_get_ns() };
+    state.last_ns = now;
+    if is_settled(state, now) {
+        state.settled_tick = tick;
+    }
+    start_search(ctx, key, state.first_ns);
 }
 
-/// Whether to look for hosts on a further connection of an edge. To make room for that on the socket costs more than all else here,
-/// so an edge that has told nothing new for a second gets it for the first connect of each millisecond only (of 2^20 ns).
+/// Whether an edge has told nothing new for a second.
 #[inline(always)]
-fn is_worth_a_search(now: u64, first: u64, last: u64, window: u32) -> bool {
-    const MILLISECOND: u32 = 20;
-    if (now ^ last) >> MILLISECOND != 0 || now.wrapping_sub(first) < HEAD_WINDOW_NS {
-        return true;
-    }
-    // The window of the last news, this one or the one before it.
-    ((now / HEAD_WINDOW_NS) as u32).wrapping_sub(window) <= 1
+fn is_settled(state: &EdgeState, now: u64) -> bool {
+    let window = (now / HEAD_WINDOW_NS) as u32;
+    now.wrapping_sub(state.first_ns) > HEAD_WINDOW_NS && window.wrapping_sub(state.window) > 1
 }
 
 #[inline(always)]

@@ -49,7 +49,7 @@ pub struct Observe {
     /// Cgroup (of a cgroup2 hierarchy) whose processes to watch; without it the kubelet's kubepods or kubepods.slice, else all
     #[arg(long, value_name = "PATH")]
     pub cgroup: Option<PathBuf>,
-    /// Most edges (network namespace, user, destination) that the kernel keeps; 128 bytes of memory each
+    /// Most edges (network namespace, user, destination) that the kernel keeps; 136 bytes of memory each
     #[arg(long, value_name = "N", default_value_t = DEFAULT_EDGES, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
     pub edges: u32,
     /// Bytes of the ring buffer in which the kernel reports: a power of two, and whole pages

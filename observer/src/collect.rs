@@ -281,7 +281,7 @@ mod tests {
     }
 
     fn state(connects: u64, flags: u16) -> EdgeState {
-        EdgeState { first_ns: 1, last_ns: 2, connects, window: 0, heads: 0, flags }
+        EdgeState { first_ns: 1, last_ns: 2, connects, settled_tick: 0, window: 0, heads: 0, flags }
     }
 
     #[test]

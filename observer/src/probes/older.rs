@@ -34,7 +34,8 @@ impl Older {
     ) -> Result<bool, ProbeError> {
         let first_ns = self.next_id();
         // No connect was seen: its time and number are none.
-        let state = EdgeState { first_ns, last_ns: 0, connects: 0, window: 0, heads: 0, flags: 0 };
+        let state =
+            EdgeState { first_ns, last_ns: 0, connects: 0, settled_tick: 0, window: 0, heads: 0, flags: 0 };
         let known = match set.insert(edge, state, BPF_NOEXIST) {
             Err(err) if errno(&err) == Some(Errno::EEXIST) => Ok(()),
             other => other,
