@@ -296,7 +296,7 @@ pub enum Counter {
     DnsRingFull = 9,
     /// DNS messages over [`DNS_PER_WINDOW`].
     DnsBudget = 10,
-    /// Packets of HTTP/1 in which another request follows the first one.
+    /// Packets of HTTP/1 that may hold more requests than are looked at: 17.
     Pipelined = 11,
     /// Requests on connections from before the start that refer to what was sent then.
     BeforeStart = 12,

@@ -73,9 +73,7 @@ fn begin(ctx: &SkBuffContext, search: &mut Search, payload: Payload) {
         if header >= payload.len {
             return;
         }
-        payload.offset += header;
-        payload.len -= header;
-        payload.seq = payload.seq.wrapping_add(header);
+        payload = payload.after(header);
         word = first_word(ctx, &payload);
     }
     if http2::is_preface(word) && payload.len >= 8 {
@@ -87,6 +85,9 @@ fn begin(ctx: &SkBuffContext, search: &mut Search, payload: Payload) {
     if http1::may_be_request(&payload, word) {
         search.next_seq = payload.seq;
         return to_part(ctx, part::HTTP1);
+    }
+    if search.phase == phase::REST && payload.seq == search.next_seq {
+        return to_part(ctx, part::PIPELINED);
     }
     if search.phase != phase::NEW {
         if search.older {
@@ -176,14 +177,12 @@ pub fn unseen<'a>(ctx: &SkBuffContext) -> Option<(&'a mut Search, Payload)> {
     }
     // SAFETY: not null, and valid for the run of the program. Packets of one socket are sent under its lock.
     let search = unsafe { &mut *search };
-    let mut payload = payload(ctx)?;
+    let payload = payload(ctx)?;
     let passed = search.next_seq.wrapping_sub(payload.seq);
     if passed >= payload.len {
         return None;
     }
-    payload.offset += passed;
-    payload.len -= passed;
-    Some((search, payload))
+    Some((search, payload.after(passed)))
 }
 
 /// The search on a socket; null if there is none.

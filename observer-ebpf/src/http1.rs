@@ -14,16 +14,14 @@ use crate::packet::Payload;
 /// Bytes of a segment that are searched for the Host header here. A host that stands later is found in user space.
 const SCAN_BYTES: usize = 1024;
 
+/// Bytes that are looked at to find a method.
+const METHOD: u32 = 8;
 /// Payloads that are shorter hold no whole method and the byte after it.
-const SHORT: u32 = 9;
+const SHORT: u32 = METHOD + 1;
 
 /// `\nHost:` with bit 5 of every byte set, as the loop sees it.
 const NEEDLE: u64 = u64::from_be_bytes([0, 0, b'\n' | 0x20, b'h', b'o', b's', b't', b':']);
 const NEEDLE_MASK: u64 = 0xffff_ffff_ffff;
-
-/// The end of the last header and the empty line after it.
-const END: u64 = u64::from_be_bytes(*b"\0\0\0\0\r\n\r\n");
-const END_MASK: u64 = 0xffff_ffff;
 
 /// Whether eight bytes begin with an HTTP/1 method, and how long it is with its blank.
 #[inline(always)]
@@ -51,21 +49,78 @@ pub fn may_be_request(payload: &Payload, word: u64) -> bool {
     matches!((word >> 56) as u8, b'G' | b'P' | b'H' | b'D' | b'O' | b'C' | b'T')
 }
 
-/// The packet begins with a request, or goes on with one.
+/// A request begins where the search has come to, or goes on there.
 #[inline(always)]
 pub fn try_http1(ctx: &SkBuffContext) {
     let Some((search, payload)) = unseen(ctx) else { return };
     let Some(scratch) = claim() else { return };
     if search.phase == phase::HEAD {
         go_on(ctx, search, scratch, &payload);
-        return release(ctx, scratch);
+        let end = anew!(scratch.at);
+        release(ctx, scratch);
+        return follow(ctx, search, payload, end);
     }
     begin(ctx, search, scratch, &payload);
     release(ctx, scratch);
     // Where the head ended in this packet, or its host was found in it, another one may follow.
     if search.next_seq == payload.seq {
         to_part(ctx, part::PIPELINED);
+        too_many(search);
     }
+}
+
+/// The kernel allows 33 programs in a row, and they are used up: there may be more requests in the packet.
+#[inline(always)]
+fn too_many(search: &Search) {
+    count(Counter::Pipelined);
+    unknown_host(search);
+}
+
+/// Goes on with the request that begins where a head has ended, if one does.
+#[inline(always)]
+fn follow(ctx: &SkBuffContext, search: &mut Search, payload: Payload, end: u32) {
+    if end == 0 || end >= payload.len {
+        return;
+    }
+    let payload = payload.after(end);
+    let is_request = if payload.len >= METHOD {
+        method_len(first_word(ctx, &payload)).is_some()
+    } else {
+        is_part_of_method(ctx, &payload)
+    };
+    if is_request {
+        search.next_seq = payload.seq;
+        to_part(ctx, part::HTTP1);
+        too_many(search);
+    }
+}
+
+/// Whether the few bytes at the end of a packet begin a request. Of less than three of them nobody can tell: they may be a body.
+#[inline(always)]
+fn is_part_of_method(ctx: &SkBuffContext, payload: &Payload) -> bool {
+    let mut word = 0u64;
+    let mut i = 0;
+    while i < METHOD {
+        let byte =
+            if i < payload.len { ctx.load::<u8>((payload.offset + i) as usize).unwrap_or(0) } else { 0 };
+        word = word << 8 | u64::from(byte);
+        i += 1;
+    }
+    if payload.len < 3 {
+        return false;
+    }
+    let missing = (METHOD - payload.len) * 8;
+    let begins = |method: &[u8; 8]| (word ^ u64::from_be_bytes(*method)) >> missing == 0;
+    method_len(word).is_some()
+        || begins(b"POST    ")
+        || begins(b"HEAD    ")
+        || begins(b"PATCH   ")
+        || begins(b"TRACE   ")
+        || begins(b"DELETE  ")
+        || begins(b"OPTIONS ")
+        || begins(b"CONNECT ")
+        || begins(b"GET     ")
+        || begins(b"PUT     ")
 }
 
 /// Whether the target is a plain path: then only the Host header names the host.
@@ -112,30 +167,37 @@ fn begin(ctx: &SkBuffContext, search: &mut Search, scratch: &mut Scratch, payloa
     }
 }
 
-/// Looks for another request behind the head with which the packet begins. A program of its own: in the one that looks for the
+/// Looks for another request behind the one where the search has come to. A program of its own: in the one that looks for the
 /// host, the verifier would walk this loop once for each end of that one.
 #[inline(always)]
 pub fn try_pipelined(ctx: &SkBuffContext) {
     let Some((search, payload)) = unseen(ctx) else { return };
+    let Some(scratch) = claim() else { return };
     let len = payload.len.min(HEAD_BYTES as u32);
-    if let Some(scratch) = claim() {
-        scratch.window_end = len;
-        if load(ctx, scratch, payload.offset, len) {
-            find_end(scratch);
-            mark_pipelined(ctx, search, scratch, &payload, len);
+    scratch.window_end = len;
+    scratch.at = 0;
+    if load(ctx, scratch, payload.offset, len) {
+        if search.phase != phase::REST {
+            search.tail = 0;
         }
-        release(ctx, scratch);
+        find_end_across(search, scratch, len);
+        let is_open = anew!(scratch.at) == 0 && payload.len <= SCAN_BYTES as u32 && !ends_head(search.tail);
+        search.phase = if is_open { phase::REST } else { phase::BETWEEN };
+        search.next_seq = payload.seq.wrapping_add(payload.len);
     }
+    let end = anew!(scratch.at);
+    release(ctx, scratch);
+    follow(ctx, search, payload, end);
 }
 
-/// A further segment of a head whose host has not been found.
+/// A further segment of a head whose host has not been found; leaves in `at` where it ends, or 0.
 #[inline(always)]
 fn go_on(ctx: &SkBuffContext, search: &mut Search, scratch: &mut Scratch, payload: &Payload) {
     let len = payload.len.min((HEAD_BYTES as u32).saturating_sub(search.copied));
     scratch.window_end = len;
+    scratch.at = 0;
     if load(ctx, scratch, payload.offset, len) {
         hand_on_piece(ctx, search, scratch, payload, len);
-        mark_pipelined(ctx, search, scratch, payload, len);
     } else {
         count(Counter::PacketUnreadable);
         unknown_host(search);
@@ -156,34 +218,36 @@ fn hand_on_piece(
     search.next_seq = payload.seq.wrapping_add(len);
     find_end_across(search, scratch, len);
     // It may end beyond what is searched.
-    let ended = anew!(scratch.at) != 0 || u64::from(search.tail) == END;
+    let ended = anew!(scratch.at) != 0 || ends_head(search.tail);
     let more = search.copied < HEAD_BYTES as u32 && !ended;
     search.phase = if more { phase::HEAD } else { phase::BETWEEN };
 }
 
-/// Looks for the empty line that ends a head; leaves in `at` where it ends, or 0.
+/// Whether the last of these four bytes ends the empty line that ends a head. The carriage returns may be missing (RFC 9112, 2.2).
+#[inline(always)]
+fn ends_head(bytes: u32) -> bool {
+    bytes & 0xffff == 0x0a0a || bytes & 0xff_ffff == 0x0a_0d0a
+}
+
+/// Looks for the end of a head; leaves in `at` where it is, or 0.
 #[inline(always)]
 fn find_end(scratch: &mut Scratch) {
     scratch.at = 0;
-    let mut window = 0u64;
+    let mut window = 0u32;
     let mut i = 0;
-    // Two bytes at once: the line ends with them, or all but its last byte does.
+    // Two bytes at once: the head ends with them, or with the first of them.
     while i < SCAN_BYTES / 2 {
         let at = 2 * i;
         if at + 1 >= anew!(scratch.window_end) as usize {
             break;
         }
-        let pair = u64::from(byte_at(scratch, at)) << 8 | u64::from(byte_at(scratch, at + 1));
-        window = (window << 16 | pair) & END_MASK;
-        if window == END {
-            scratch.at = at as u32 + 2;
+        window = window << 16 | u32::from(byte_at(scratch, at)) << 8 | u32::from(byte_at(scratch, at + 1));
+        if ends_head(window >> 8) {
+            scratch.at = at as u32 + 1;
             break;
         }
-        if window & 0xff_ffff == END >> 8 {
-            // Where that comes in the next packet, it does not end here.
-            if at + 2 < anew!(scratch.window_end) as usize {
-                scratch.at = at as u32 + 3;
-            }
+        if ends_head(window) {
+            scratch.at = at as u32 + 2;
             break;
         }
         i += 1;
@@ -195,12 +259,10 @@ fn find_end(scratch: &mut Scratch) {
 fn find_end_across(search: &mut Search, scratch: &mut Scratch, len: u32) {
     let start = u32::from_be_bytes([0, 1, 2, 3].map(|at| byte_at(scratch, at)));
     let both = u64::from(search.tail) << 32 | u64::from(start);
-    let across = if both >> 24 & END_MASK == END && len >= 1 {
+    let across = if len >= 1 && ends_head((both >> 24) as u32) {
         1
-    } else if both >> 16 & END_MASK == END && len >= 2 {
+    } else if len >= 2 && ends_head((both >> 16) as u32) {
         2
-    } else if both >> 8 & END_MASK == END && len >= 3 {
-        3
     } else {
         0
     };
@@ -214,26 +276,6 @@ fn find_end_across(search: &mut Search, scratch: &mut Scratch, len: u32) {
         find_end(scratch);
     } else {
         scratch.at = across;
-    }
-}
-
-/// Marks the edge if another request begins where the head in the scratch ends: its host is not looked for.
-#[inline(always)]
-fn mark_pipelined(
-    ctx: &SkBuffContext,
-    search: &mut Search,
-    scratch: &mut Scratch,
-    payload: &Payload,
-    len: u32,
-) {
-    let end = anew!(scratch.at);
-    if end == 0 || end + 8 > len {
-        return;
-    }
-    let word = ctx.load::<[u8; 8]>((payload.offset + end) as usize).map_or(0, u64::from_be_bytes);
-    if method_len(word).is_some() {
-        count(Counter::Pipelined);
-        unknown_host(search);
     }
 }
 

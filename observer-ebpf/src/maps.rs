@@ -136,6 +136,8 @@ pub mod phase {
     pub const HTTP2: u32 = 4;
     /// Nothing more to be found here.
     pub const DONE: u32 = 5;
+    /// The host of an HTTP/1 head is known and its end has not come: another request may follow it in a later packet.
+    pub const REST: u32 = 6;
 }
 
 #[inline(always)]

@@ -24,6 +24,14 @@ pub struct Payload {
     pub len: u32,
 }
 
+impl Payload {
+    /// What comes after so many bytes of it; there must be as many.
+    #[inline(always)]
+    pub fn after(self, bytes: u32) -> Self {
+        Self { seq: self.seq.wrapping_add(bytes), offset: self.offset + bytes, len: self.len - bytes, ..self }
+    }
+}
+
 /// The payload of an IP packet. `None`: neither TCP nor UDP, or a header that does not fit.
 #[inline(always)]
 pub fn payload(ctx: &SkBuffContext) -> Option<Payload> {

@@ -87,28 +87,53 @@ fn losses(results: &Results) -> &serde_json::Value {
 }
 
 #[test]
-fn requests_behind_another_in_its_packet_are_told() -> Result<()> {
-    let one = || Expect::hosts(["one.test"]).and_unknown();
+fn requests_behind_another_in_its_packet_are_found() -> Result<()> {
+    let both = || Expect::hosts(["one.test", "two.test"]);
     let two = [get("one.test"), get("two.test")].concat();
     let absolute = [&b"GET http://one.test/ HTTP/1.1\r\n\r\n"[..], &get("two.test")].concat();
     // The empty line lies at an even and at an odd place.
     let odd = [&b"GET /ab HTTP/1.1\r\nHost: one.test\r\n\r\n"[..], &get("two.test")].concat();
     let even = [&b"GET /abc HTTP/1.1\r\nHost: one.test\r\n\r\n"[..], &get("two.test")].concat();
+    let bare = String::from_utf8(two.clone())?.replace('\r', "");
+    let mixed = [&b"GET /ab HTTP/1.1\r\nHost: one.test\n\r\n"[..], &get("two.test")].concat();
     let empty_line = odd.windows(4).position(|window| window == b"\r\n\r\n").expect("a head");
+    let bare_line = bare.find("\n\n").expect("a head");
+    let twelve: Vec<String> = (0..12).map(|number| format!("host-{number}.test")).collect();
+    let at_once: Vec<u8> = twelve.iter().flat_map(|host| get(host)).collect();
     let mut cases = vec![
-        case("two", &two, &[], one()),
-        case("odd", &odd, &[], one()),
-        case("even", &even, &[], one()),
-        case("absolute", &absolute, &[], one()),
-        case("the first begins in an earlier packet", &two, &[20], one()),
+        case("two", &two, &[], both()),
+        case("odd", &odd, &[], both()),
+        case("even", &even, &[], both()),
+        case("bare line feeds", &bare, &[], both()),
+        case("a bare line feed before the empty line", &mixed, &[], both()),
+        case("absolute", &absolute, &[], both()),
+        case("the first begins in an earlier packet", &two, &[20], both()),
+        case("the second ends in a later packet", &two, &[two.len() - 40], both()),
+        case("twelve", &at_once, &[], Expect::hosts(twelve.iter().map(String::as_str))),
+        case(
+            "twelve in three packets",
+            &at_once,
+            &[300, 600],
+            Expect::hosts(twelve.iter().map(String::as_str)),
+        ),
     ];
     for behind in 1..4 {
         // Handed on in pieces, of which the first is too short to tell.
         let cuts = [5, empty_line + behind];
-        cases.push(case(&format!("{behind} bytes into the empty line"), &odd, &cuts, one()));
+        cases.push(case(&format!("{behind} bytes into the empty line"), &odd, &cuts, both()));
+        let cuts = [5, bare_line + behind.min(2)];
+        cases.push(case(&format!("{behind} bytes into the bare empty line"), &bare, &cuts, both()));
     }
-    let results = check(&cases)?;
-    assert_eq!(losses(&results), &serde_json::json!({ "pipelined": cases.len() }));
+    check(&cases)?.must_be_complete()
+}
+
+#[test]
+fn more_requests_in_a_packet_than_are_looked_at_are_told() -> Result<()> {
+    let forty: Vec<u8> = (0..40).flat_map(|number| get(&format!("host-{:02}.test", number % 20))).collect();
+    let seen: Vec<String> = (0..17).map(|number| format!("host-{number:02}.test")).collect();
+    let expect = Expect::hosts(seen.iter().map(String::as_str)).and_unknown();
+    let results = check(&[case("forty", forty, &[], expect)])?;
+    assert_eq!(losses(&results), &serde_json::json!({ "pipelined": 1 }));
     Ok(())
 }
 
