@@ -276,11 +276,12 @@ fn send_hosts(form: Form, hosts: u32) -> Result<u32> {
     for connection in 0..hosts.div_ceil(each) {
         let mut stream = connect(destination(host_destination(form, connection)), SINK)?;
         stream.set_nodelay(true)?;
-        for index in 0..each.min(hosts - made) {
-            stream.write_all(&form.request(index, &form.host(made)))?;
+        let names: Vec<String> = (made..hosts.min(made + each)).map(|number| form.host(number)).collect();
+        for bytes in form.writes(&names) {
+            stream.write_all(&bytes)?;
             stream.read_exact(&mut [0; 2])?;
-            made += 1;
         }
+        made += u32::try_from(names.len())?;
     }
     Ok(made)
 }

@@ -10,6 +10,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use sidescope::collect::Collector;
 use sidescope::probes::{Event, Malformed, Probes};
+use sidescope_common::{EdgeKey, EdgeState};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::net::UnixListener;
@@ -213,8 +214,9 @@ impl Observer {
             if all.iter().all(|(other, _)| *other != id) {
                 all.push((id, bytes));
             }
-            // A hash of 32 bytes to 32 bytes: no other map is.
-            if [("map_type:", 1.0), ("key_size:", 32.0), ("value_size:", 32.0)]
+            // No other map is a hash from and to so many bytes.
+            let (key, value) = (size_of::<EdgeKey>() as f64, size_of::<EdgeState>() as f64);
+            if [("map_type:", 1.0), ("key_size:", key), ("value_size:", value)]
                 .iter()
                 .all(|(name, value)| field(&text, name) == Some(*value))
             {
