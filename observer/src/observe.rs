@@ -206,7 +206,7 @@ impl Watch<'_> {
     /// Takes over what a scan found.
     fn take(&mut self, found: Result<Found, ScanError>) -> Result<(), ProbeError> {
         match found {
-            Ok(Found::Part(Part { netns, addresses, sockets, cgroups })) => {
+            Ok(Found::Part(Part { netns, addresses, sockets, cgroups, users: _ })) => {
                 for cgroup in cgroups {
                     self.sources.add_home(cgroup, netns);
                 }

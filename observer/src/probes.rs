@@ -3,11 +3,12 @@
 
 mod error;
 mod kernel;
+mod namespaces;
 mod records;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd as _};
+use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 use aya::maps::{HashMap, MapData, PerCpuArray, ProgramArray, RingBuf};
@@ -25,6 +26,7 @@ use tokio::time::timeout;
 
 pub use error::ProbeError;
 use kernel::{kernel_release, version_of};
+pub use namespaces::{netns_cookie, user_namespace};
 use records::parse;
 pub use records::{Event, Malformed};
 
@@ -271,30 +273,6 @@ impl Probes {
             .get(&(counter as u32), 0)
             .map_err(|source| ProbeError::Map { map: names::COUNTERS, source: Box::new(source) })?;
         Ok(values.iter().sum())
-    }
-}
-
-/// The cookie of the network namespace in which `socket` was made; `None` where the kernel does not tell it, before Linux 5.14.
-///
-/// # Errors
-/// When the kernel refuses otherwise.
-pub fn netns_cookie(socket: &impl AsFd) -> io::Result<Option<u64>> {
-    let mut cookie = 0u64;
-    let mut len = size_of_val(&cookie) as libc::socklen_t;
-    // SAFETY: the kernel writes at most `len` bytes to the place of `cookie`.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_fd().as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_NETNS_COOKIE,
-            (&raw mut cookie).cast(),
-            &raw mut len,
-        )
-    };
-    match Errno::result(result) {
-        Ok(_) => Ok(Some(cookie)),
-        Err(Errno::ENOPROTOOPT) => Ok(None),
-        Err(errno) => Err(errno.into()),
     }
 }
 
