@@ -59,8 +59,8 @@ pub const DEFAULT_EDGES: u32 = 32_768;
 pub const DEFAULT_HOSTS: u32 = 8_192;
 /// Addresses and cgroups of network namespaces that the kernel keeps for user space: an address for each family.
 pub const MAX_SOURCES: u32 = 4_096;
-/// Proxy uids that can be told to the kernel.
-pub const MAX_PROXY_UIDS: u32 = 64;
+/// Proxy uids that can be told to the kernel: two in each of 500 pods with user namespaces of their own, and some; 80 KiB.
+pub const MAX_PROXY_UIDS: u32 = 1_024;
 /// Default size of the ring buffer in bytes.
 pub const DEFAULT_RING_BYTES: u32 = 512 * 1024;
 

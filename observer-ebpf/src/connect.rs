@@ -57,7 +57,7 @@ fn try_connect(ctx: &SockAddrContext, words: [u32; 4]) {
         return;
     }
     let uid = ctx.uid();
-    // SAFETY: the value is never written after the start.
+    // SAFETY: an entry stays as it is once it is in.
     if unsafe { PROXY_UIDS.get(&uid) }.is_some() {
         return;
     }

@@ -38,7 +38,7 @@ pub fn mark(ctx: &SockAddrContext) {
     if netns == unsafe { bpf_get_netns_cookie(core::ptr::null_mut()) } {
         return;
     }
-    // SAFETY: the value is never written after the start.
+    // SAFETY: an entry stays as it is once it is in.
     if unsafe { PROXY_UIDS.get(&ctx.uid()) }.is_some() {
         return;
     }

@@ -124,7 +124,7 @@ fn older_socket(ctx: &SkBuffContext, sk: *mut bpf_sock) {
     }
     // SAFETY: the context is valid for the run of the program.
     let uid = unsafe { bpf_get_socket_uid(ctx.skb.skb) };
-    // SAFETY: the value is never written after the start.
+    // SAFETY: an entry stays as it is once it is in.
     if unsafe { PROXY_UIDS.get(&uid) }.is_some() {
         return;
     }

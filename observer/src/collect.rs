@@ -2,7 +2,7 @@
 //! and by [`MAX_EXISTING`].
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, Ipv6Addr};
 
 use sidescope_common::{Addr, DnsEvent, EdgeEvent, EdgeKey, EdgeState, HeadEvent, edge_flags};
@@ -20,6 +20,8 @@ pub const MAX_HOSTS_PER_EDGE: usize = 256;
 const MAX_NAMES_PER_EDGE: usize = 8;
 /// Most edges that are known only from connections that were open before, as many as the kernel's own set holds.
 pub const MAX_EXISTING: usize = sidescope_common::DEFAULT_EDGES as usize;
+/// Most proxies of pods with user namespaces of their own that are known; more pods than a machine has in weeks.
+pub const MAX_PROXIES: usize = 16_384;
 
 /// What is known of one edge.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -54,6 +56,9 @@ pub enum Loss {
     DnsAnswer,
     /// A connection that was open before, beyond [`MAX_EXISTING`] or beyond what is listed of one namespace.
     TooManyExisting,
+    /// A proxy in a user namespace of its own, beyond what the kernel's map holds (its connections take room in the edge set) or
+    /// beyond [`MAX_PROXIES`] (they count as its workload's).
+    TooManyProxies,
 }
 
 impl Loss {
@@ -69,6 +74,7 @@ impl Loss {
             Self::MalformedRecord => "malformedRecord",
             Self::DnsAnswer => "dnsAnswer",
             Self::TooManyExisting => "tooManyExisting",
+            Self::TooManyProxies => "tooManyProxies",
         }
     }
 }
@@ -80,6 +86,8 @@ pub struct Collector {
     heads: Heads,
     answers: Answers,
     older: Older,
+    /// Namespace and user of proxies that the kernel did not know from the start; without a namespace it is this user in all of them.
+    proxies: HashSet<(Option<u64>, u32)>,
     losses: BTreeMap<Loss, u64>,
     hosts: usize,
     existing: usize,
@@ -88,6 +96,9 @@ pub struct Collector {
 impl Collector {
     /// A new edge.
     pub fn edge(&mut self, event: &EdgeEvent) {
+        if self.is_left_out(&event.key) {
+            return;
+        }
         let observed = self.edges.entry(event.key).or_default();
         observed.connects = observed.connects.max(1);
         look_up(&self.answers, &event.key, observed, event.time_ns);
@@ -100,21 +111,20 @@ impl Collector {
 
     /// A piece of a request head.
     pub fn head(&mut self, event: &HeadEvent, piece: &[u8]) {
+        if self.is_socket_left_out(event.socket, event.key) {
+            return;
+        }
         let mut evicted = None;
         let outcome = self.heads.feed(event, piece, |socket, key| evicted = Some((socket, key)));
         if let Some((socket, key)) = evicted {
-            self.count(Loss::Head(Unreadable::Crowded));
-            self.told(socket, key, Told::Unknown);
+            self.unreadable(socket, key, Unreadable::Crowded);
         }
         match outcome {
             Outcome::Host(host) => self.told(event.socket, event.key, Told::Host(host)),
             // Later pieces of a head whose host has been told come to this as well, and only first ones say it of themselves.
             Outcome::NoName if event.offset == 0 => self.told(event.socket, event.key, Told::Unnamed),
             Outcome::NoName | Outcome::Waiting => {}
-            Outcome::Unreadable(why) => {
-                self.count(Loss::Head(why));
-                self.told(event.socket, event.key, Told::Unknown);
-            }
+            Outcome::Unreadable(why) => self.unreadable(event.socket, event.key, why),
         }
     }
 
@@ -126,6 +136,9 @@ impl Collector {
     /// Takes over what the kernel's edge set says now. The set is the truth: edges whose event was lost come in here.
     pub fn sweep(&mut self, set: impl IntoIterator<Item = (EdgeKey, EdgeState)>) {
         for (key, state) in set {
+            if self.is_left_out(&key) {
+                continue;
+            }
             let observed = self.edges.entry(key).or_default();
             observed.connects = state.connects;
             if observed.looked_up != state.last_ns {
@@ -140,6 +153,11 @@ impl Collector {
     pub fn existing(&mut self, netns: u64, socket: &Socket) {
         let key =
             EdgeKey { netns, addr: mapped(socket.address), uid: socket.uid, port: socket.port, reserved: 0 };
+        if self.is_left_out(&key) {
+            // What its requests tell need not wait for an edge.
+            self.older.listed(socket.cookie, key);
+            return;
+        }
         match self.edges.entry(key) {
             Entry::Occupied(mut known) => known.get_mut().existing = true,
             Entry::Vacant(_) if self.existing >= MAX_EXISTING => return self.count(Loss::TooManyExisting),
@@ -153,6 +171,32 @@ impl Collector {
         }
     }
 
+    /// This user is a proxy in this network namespace, or in all of them where the kernel does not tell their cookies: what it
+    /// did is forgotten, and what it does is left out. Says whether that is news.
+    pub fn leave_out(&mut self, netns: Option<u64>, uid: u32) -> bool {
+        if self.proxies.contains(&(netns, uid)) {
+            return false;
+        }
+        if self.proxies.len() >= MAX_PROXIES {
+            self.too_many_proxies();
+            return false;
+        }
+        self.proxies.insert((netns, uid));
+        for (_, gone) in
+            self.edges.extract_if(|key, _| key.uid == uid && netns.is_none_or(|netns| key.netns == netns))
+        {
+            self.hosts -= gone.hosts.len();
+            let was_made_by_it = gone.existing && gone.connects == 0;
+            self.existing = self.existing.saturating_sub(usize::from(was_made_by_it));
+        }
+        true
+    }
+
+    /// A proxy that the kernel has no room for.
+    pub fn too_many_proxies(&mut self) {
+        self.count(Loss::TooManyProxies);
+    }
+
     /// Connections that were open and could not be listed.
     pub fn unlisted(&mut self, count: u64) {
         if count > 0 {
@@ -163,8 +207,7 @@ impl Collector {
     /// No more pieces will come: heads that still wait for one count as unknown.
     pub fn finish(&mut self) {
         for (socket, key) in self.heads.give_up() {
-            self.count(Loss::Head(Unreadable::MissingPiece));
-            self.told(socket, key, Told::Unknown);
+            self.unreadable(socket, key, Unreadable::MissingPiece);
         }
     }
 
@@ -188,6 +231,24 @@ impl Collector {
         losses
     }
 
+    fn is_left_out(&self, key: &EdgeKey) -> bool {
+        let known = |netns| self.proxies.contains(&(netns, key.uid));
+        known(Some(key.netns)) || known(None)
+    }
+
+    /// The same of a socket, of which the key may be zero: see [`Self::told`].
+    fn is_socket_left_out(&self, socket: u64, key: EdgeKey) -> bool {
+        let key = if key.netns == 0 { self.older.edge(socket) } else { Some(key) };
+        key.is_some_and(|key| self.is_left_out(&key))
+    }
+
+    fn unreadable(&mut self, socket: u64, key: EdgeKey, why: Unreadable) {
+        if !self.is_socket_left_out(socket, key) {
+            self.count(Loss::Head(why));
+            self.told(socket, key, Told::Unknown);
+        }
+    }
+
     /// What a request on a socket told. The key of a socket that is older than the programs is zero.
     fn told(&mut self, socket: u64, key: EdgeKey, told: Told) {
         if key.netns != 0 {
@@ -204,6 +265,9 @@ impl Collector {
     }
 
     fn told_of(&mut self, key: EdgeKey, told: Told) {
+        if self.is_left_out(&key) {
+            return;
+        }
         let observed = self.edges.entry(key).or_default();
         let host = match told {
             Told::Host(host) => host,
@@ -384,6 +448,67 @@ mod tests {
         let observed: Vec<_> = collector.edges().values().collect();
         let hosts: Vec<_> = observed[0].hosts.iter().map(Host::as_str).collect();
         assert_eq!((observed.len(), hosts, observed[0].host_unknown), (1, vec!["after", "before"], true));
+    }
+
+    fn of(netns: u64, uid: u32) -> EdgeKey {
+        EdgeKey { netns, uid, ..key(80) }
+    }
+
+    #[test]
+    fn what_a_proxy_did_is_forgotten_and_what_it_does_is_left_out() {
+        let others = [of(1, 6), of(2, 5)];
+        for (netns, left) in [(Some(1), others.as_slice()), (None, &others[..1])] {
+            let mut collector = Collector::default();
+            let say = |collector: &mut Collector| {
+                for key in [of(1, 5), others[0], others[1]] {
+                    collector.edge(&EdgeEvent { kind: event_kind::EDGE, reserved: 0, time_ns: 0, key });
+                    collector.sweep([(key, state(3, edge_flags::HOST_UNKNOWN))]);
+                    collector.head(&HeadEvent { key, ..head(80, 7) }, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+                }
+                collector.existing(1, &socket("10.0.0.1", 80));
+            };
+            say(&mut collector);
+            assert_eq!((collector.edges().len(), collector.hosts()), (4, 3));
+            assert!(collector.leave_out(netns, 5));
+            let check = |collector: &Collector| {
+                let mut keys: Vec<_> = collector.edges().keys().copied().collect();
+                keys.sort();
+                assert_eq!(keys, left, "{netns:?}");
+                assert_eq!((collector.hosts(), collector.existing), (left.len(), 0));
+            };
+            check(&collector);
+            say(&mut collector);
+            check(&collector);
+            assert!(!collector.leave_out(netns, 5), "no news");
+            assert!(collector.losses().is_empty());
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_of_a_proxys_requests_is_no_loss() {
+        let mut collector = Collector::default();
+        let older = EdgeKey { netns: 0, ..of(0, 0) };
+        // One that waits for its rest, one on a connection that is listed before it is known whose it is, one that is listed after.
+        collector.head(&HeadEvent { key: of(7, 5), ..head(80, 9) }, b"GET / HTTP/1.1\r\nHo");
+        collector.existing(7, &socket("10.0.0.1", 80));
+        assert!(collector.leave_out(Some(7), 5));
+        collector.head(&HeadEvent { key: older, ..head(0, 2) }, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+        collector.existing(7, &Socket { cookie: 2, ..socket("10.0.0.2", 80) });
+        for (cookie, key) in [(1, older), (2, older), (3, of(7, 5))] {
+            collector.head(&HeadEvent { key, ..head(80, cookie) }, b"GET / HTTP/1.1\r\nHost: a b\r\n\r\n");
+        }
+        collector.finish();
+        assert!(collector.edges().is_empty() && collector.losses().is_empty(), "{:?}", collector.losses());
+        assert_eq!(collector.older.waiting(), 0);
+    }
+
+    #[test]
+    fn proxies_are_bounded_and_what_is_beyond_is_counted() {
+        let mut collector = Collector::default();
+        let news = (0..MAX_PROXIES as u64 + 3).filter(|netns| collector.leave_out(Some(*netns), 5)).count();
+        collector.too_many_proxies();
+        assert_eq!(news, MAX_PROXIES);
+        assert_eq!(collector.losses(), BTreeMap::from([(Loss::TooManyProxies, 4)]));
     }
 
     #[test]

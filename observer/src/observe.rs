@@ -141,7 +141,7 @@ struct Watch<'m> {
     cgroup: PathBuf,
     collector: Collector,
     sources: Sources,
-    /// Namespaces whose addresses were asked for; those of an ended one will never be known. Bounded as the edges are.
+    /// Namespaces that were asked for; what is not known of an ended one never will be. Bounded as the edges are.
     looked_for: HashSet<u64>,
     /// Edges without an event at the last sweep.
     unannounced: u64,
@@ -189,9 +189,13 @@ impl Watch<'_> {
             self.swept = Instant::now();
             self.collector.sweep(self.probes.edges()?);
         }
+        // What the scan under way leaves open is asked for when it is through.
+        if self.scans.under_way() {
+            return Ok(());
+        }
         let mut news = self.sources.is_empty();
         for key in self.collector.edges().keys() {
-            news |= !self.sources.knows(key.netns) && self.looked_for.insert(key.netns);
+            news |= self.sources.lacks(key.netns) && self.looked_for.insert(key.netns);
         }
         self.scan_if_due(news);
         Ok(())
@@ -206,15 +210,7 @@ impl Watch<'_> {
     /// Takes over what a scan found.
     fn take(&mut self, found: Result<Found, ScanError>) -> Result<(), ProbeError> {
         match found {
-            Ok(Found::Part(Part { netns, addresses, sockets, cgroups, users: _ })) => {
-                for cgroup in cgroups {
-                    self.sources.add_home(cgroup, netns);
-                }
-                self.sources.add(netns, addresses);
-                for socket in sockets.iter().filter(|socket| !self.proxy_uids.contains(&socket.uid)) {
-                    self.collector.existing(netns, socket);
-                }
-            }
+            Ok(Found::Part(part)) => self.take_part(part)?,
             Ok(Found::End(summary)) => {
                 self.collector.unlisted(summary.sockets_beyond);
                 report_scan(&summary);
@@ -231,6 +227,26 @@ impl Watch<'_> {
                     self.sources.add_by_home(netns, cgroup);
                 }
             }
+        }
+        Ok(())
+    }
+
+    fn take_part(&mut self, part: Part) -> Result<(), ProbeError> {
+        let cookie = part.cookie();
+        let Part { netns, addresses, sockets, cgroups, users } = part;
+        for cgroup in cgroups {
+            self.sources.add_home(cgroup, netns);
+        }
+        self.sources.add(netns, addresses);
+        self.sources.look_at(netns, users.as_ref());
+        // Before the sockets, some of which are the proxy's.
+        for uid in users.unwrap_or_default().of_pod(&self.proxy_uids) {
+            if self.collector.leave_out(cookie, uid) && !self.probes.add_proxy_uid(uid)? {
+                self.collector.too_many_proxies();
+            }
+        }
+        for socket in sockets.iter().filter(|socket| !self.proxy_uids.contains(&socket.uid)) {
+            self.collector.existing(netns, socket);
         }
         Ok(())
     }

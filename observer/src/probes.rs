@@ -4,6 +4,7 @@
 mod error;
 mod kernel;
 mod namespaces;
+mod proxies;
 mod records;
 
 use std::fs::File;
@@ -98,6 +99,7 @@ pub struct Probes {
     edges: HashMap<MapData, EdgeKey, EdgeState>,
     sources: HashMap<MapData, SourceKey, SourceAddr>,
     cgroups: HashMap<MapData, u64, u64>,
+    proxy_uids: HashMap<MapData, u32, u8>,
     counters: PerCpuArray<MapData, u64>,
     ring: AsyncFd<RingBuf<MapData>>,
 }
@@ -156,7 +158,17 @@ impl Probes {
             let fd = program.and_then(|program| program.fd()).map_err(|err| attach_error(name, err))?;
             parts.set(index, fd, 0).map_err(map_error(names::PARTS))?;
         }
-        Ok(Self { bpf, links: Vec::new(), _parts: parts, edges, sources, cgroups, counters, ring })
+        Ok(Self {
+            bpf,
+            links: Vec::new(),
+            _parts: parts,
+            edges,
+            sources,
+            cgroups,
+            proxy_uids,
+            counters,
+            ring,
+        })
     }
 
     /// Attaches all programs to `cgroup`, a directory of a cgroup2 hierarchy.
