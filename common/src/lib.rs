@@ -43,7 +43,7 @@ pub mod names {
     pub const SOURCES: &str = "SOURCES";
     /// Hash network namespace's cookie -> id of the cgroup of a program that connected there.
     pub const CGROUPS: &str = "CGROUPS";
-    /// Hash uid -> 1: users whose connections are a proxy's own and no edge.
+    /// Hash uid -> cookie of the network namespace, or 0 for all: users whose connections are a proxy's own and no edge.
     pub const PROXY_UIDS: &str = "PROXY_UIDS";
     /// Hash socket's cookie -> [`EdgeKey`](super::EdgeKey): connections from before the programs. Written by user space.
     pub const OLDER: &str = "OLDER";
@@ -65,8 +65,8 @@ pub const DEFAULT_HOSTS: u32 = 8_192;
 pub const MAX_SOURCES: u32 = 4_096;
 /// Connections from before the programs that the kernel can know.
 pub const MAX_OLDER: u32 = 16_384;
-/// Proxy uids that can be told to the kernel.
-pub const MAX_PROXY_UIDS: u32 = 64;
+/// Proxy uids that can be told to the kernel: two in each of 500 pods with user namespaces of their own, and some.
+pub const MAX_PROXY_UIDS: u32 = 1_024;
 /// Default size of the ring buffer in bytes.
 pub const DEFAULT_RING_BYTES: u32 = 512 * 1024;
 

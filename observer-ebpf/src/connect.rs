@@ -64,11 +64,17 @@ fn try_connect(ctx: &SockAddrContext, words: [u32; 4]) {
     if netns == unsafe { bpf_get_netns_cookie(core::ptr::null_mut()) } {
         return;
     }
-    // SAFETY: the value is never written after it was inserted.
-    if unsafe { PROXY_UIDS.get(&key.uid) }.is_some() {
+    if is_proxy(key.uid, netns) {
         return;
     }
     make_edge(ctx, &key);
+}
+
+/// Whether connections of this user in this network namespace are a proxy's own.
+#[inline(always)]
+pub fn is_proxy(uid: u32, netns: u64) -> bool {
+    // SAFETY: an entry stays as it is once it is in.
+    unsafe { PROXY_UIDS.get(&uid) }.is_some_and(|at| *at == 0 || *at == netns)
 }
 
 #[inline(always)]

@@ -9,9 +9,10 @@ use aya_ebpf::programs::{SkBuffContext, SockAddrContext};
 use sidescope_common::{Counter, DNS_PER_WINDOW, DnsEvent, HEAD_BYTES, HEAD_WINDOW_NS, event_kind};
 
 use crate::bounded::ring_output;
+use crate::connect::is_proxy;
 use crate::egress::socket;
 use crate::handover::{load, with_scratch};
-use crate::maps::{DNS_EVENT_OFFSET, PROXY_UIDS, RESOLVERS, Resolver, Scratch, count};
+use crate::maps::{DNS_EVENT_OFFSET, RESOLVERS, Resolver, Scratch, count};
 use crate::packet::{Payload, UDP, payload};
 
 /// Port of DNS servers. Istio's DNS proxy is asked there, too: its port is that of a redirect rule.
@@ -38,8 +39,7 @@ pub fn mark(ctx: &SockAddrContext) {
     if netns == unsafe { bpf_get_netns_cookie(core::ptr::null_mut()) } {
         return;
     }
-    // SAFETY: the value is never written after the start.
-    if unsafe { PROXY_UIDS.get(&ctx.uid()) }.is_some() {
+    if is_proxy(ctx.uid(), netns) {
         return;
     }
     let mut resolver = Resolver { netns, window: 0, messages: 0 };

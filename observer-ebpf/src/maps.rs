@@ -26,7 +26,7 @@ pub static SOURCES: HashMap<SourceKey, SourceAddr> = HashMap::with_max_entries(M
 pub static CGROUPS: HashMap<u64, u64> = HashMap::with_max_entries(MAX_SOURCES, 0);
 
 #[map]
-pub static PROXY_UIDS: HashMap<u32, u8> = HashMap::with_max_entries(MAX_PROXY_UIDS, 0);
+pub static PROXY_UIDS: HashMap<u32, u64> = HashMap::with_max_entries(MAX_PROXY_UIDS, 0);
 
 /// By cookie of a socket that was connected before the programs were there, its edge. Written by user space.
 #[map]

@@ -2,7 +2,7 @@
 //! and by [`MAX_EXISTING`].
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, Ipv6Addr};
 
 use sidescope_common::{Addr, DnsEvent, EdgeEvent, EdgeKey, EdgeState, HeadEvent, edge_flags};
@@ -19,6 +19,8 @@ pub const MAX_HOSTS_PER_EDGE: usize = 256;
 const MAX_NAMES_PER_EDGE: usize = 8;
 /// Most edges that are known only from connections that were open before, as many as the kernel's own set holds.
 pub const MAX_EXISTING: usize = sidescope_common::DEFAULT_EDGES as usize;
+/// Most proxies of pods with user namespaces of their own that are known; more pods than a machine has in weeks.
+pub const MAX_PROXIES: usize = 16_384;
 
 /// What is known of one edge.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -55,6 +57,9 @@ pub enum Loss {
     TooManyExisting,
     /// A connection that was open before, of which the kernel programs could not be told.
     UnwatchedExisting,
+    /// A proxy in a user namespace of its own, beyond what the kernel's map holds (its connections take room in the edge set) or
+    /// beyond [`MAX_PROXIES`] (they count as its workload's).
+    TooManyProxies,
 }
 
 impl Loss {
@@ -70,6 +75,7 @@ impl Loss {
             Self::DnsAnswer => "dnsAnswer",
             Self::TooManyExisting => "tooManyExisting",
             Self::UnwatchedExisting => "unwatchedExisting",
+            Self::TooManyProxies => "tooManyProxies",
         }
     }
 }
@@ -90,6 +96,8 @@ pub struct Collector {
     edges: HashMap<EdgeKey, Observed>,
     heads: Heads,
     answers: Answers,
+    /// Namespace and user of proxies that the kernel did not know from the start; without a namespace it is this user in all of them.
+    proxies: HashSet<(Option<u64>, u32)>,
     losses: BTreeMap<Loss, u64>,
     hosts: usize,
     existing: usize,
@@ -98,6 +106,9 @@ pub struct Collector {
 impl Collector {
     /// A new edge.
     pub fn edge(&mut self, event: &EdgeEvent) {
+        if self.is_left_out(&event.key) {
+            return;
+        }
         let observed = self.edges.entry(event.key).or_default();
         observed.connects = observed.connects.max(1);
         look_up(&self.answers, &event.key, observed, event.time_ns);
@@ -110,21 +121,20 @@ impl Collector {
 
     /// A piece of a request head.
     pub fn head(&mut self, event: &HeadEvent, piece: &[u8]) {
+        if self.is_left_out(&event.key) {
+            return;
+        }
         let mut evicted = None;
         let outcome = self.heads.feed(event, piece, |key| evicted = Some(key));
         if let Some(key) = evicted {
-            self.count(Loss::Head(Unreadable::Crowded));
-            self.told(key, Told::Unknown);
+            self.unreadable(key, Unreadable::Crowded);
         }
         match outcome {
             Outcome::Host(host) => self.told(event.key, Told::Host(host)),
             // Later pieces of a head whose host has been told come to this as well, and only first ones say it of themselves.
             Outcome::NoName if event.offset == 0 => self.told(event.key, Told::Unnamed),
             Outcome::NoName | Outcome::Waiting => {}
-            Outcome::Unreadable(why) => {
-                self.count(Loss::Head(why));
-                self.told(event.key, Told::Unknown);
-            }
+            Outcome::Unreadable(why) => self.unreadable(event.key, why),
         }
     }
 
@@ -136,6 +146,9 @@ impl Collector {
     /// Takes over what the kernel's edge set says now. The set is the truth: edges whose event was lost come in here.
     pub fn sweep(&mut self, set: impl IntoIterator<Item = (EdgeKey, EdgeState)>) {
         for (key, state) in set {
+            if self.is_left_out(&key) {
+                continue;
+            }
             let observed = self.edges.entry(key).or_default();
             observed.connects = state.connects;
             if observed.looked_up != state.last_ns {
@@ -150,6 +163,9 @@ impl Collector {
     pub fn existing(&mut self, netns: u64, socket: &Socket) -> Option<EdgeKey> {
         let key =
             EdgeKey { netns, addr: mapped(socket.address), uid: socket.uid, port: socket.port, reserved: 0 };
+        if self.is_left_out(&key) {
+            return None;
+        }
         match self.edges.entry(key) {
             Entry::Occupied(mut known) => known.get_mut().existing = true,
             Entry::Vacant(_) if self.existing >= MAX_EXISTING => {
@@ -172,6 +188,32 @@ impl Collector {
         }
     }
 
+    /// This user is a proxy in this network namespace, or in all of them where the kernel does not tell their cookies: what it
+    /// did is forgotten, and what it does is left out. Says whether that is news.
+    pub fn leave_out(&mut self, netns: Option<u64>, uid: u32) -> bool {
+        if self.proxies.contains(&(netns, uid)) {
+            return false;
+        }
+        if self.proxies.len() >= MAX_PROXIES {
+            self.too_many_proxies();
+            return false;
+        }
+        self.proxies.insert((netns, uid));
+        for (_, gone) in
+            self.edges.extract_if(|key, _| key.uid == uid && netns.is_none_or(|netns| key.netns == netns))
+        {
+            self.hosts -= gone.hosts.len();
+            let was_made_by_it = gone.existing && gone.connects == 0;
+            self.existing = self.existing.saturating_sub(usize::from(was_made_by_it));
+        }
+        true
+    }
+
+    /// A proxy that the kernel has no room for.
+    pub fn too_many_proxies(&mut self) {
+        self.count(Loss::TooManyProxies);
+    }
+
     /// Connections that were open and could not be listed.
     pub fn unlisted(&mut self, count: u64) {
         if count > 0 {
@@ -182,8 +224,7 @@ impl Collector {
     /// No more pieces will come: heads that still wait for one count as unknown.
     pub fn finish(&mut self) {
         for key in self.heads.give_up() {
-            self.count(Loss::Head(Unreadable::MissingPiece));
-            self.told(key, Told::Unknown);
+            self.unreadable(key, Unreadable::MissingPiece);
         }
     }
 
@@ -207,7 +248,22 @@ impl Collector {
         losses
     }
 
+    fn is_left_out(&self, key: &EdgeKey) -> bool {
+        let known = |netns| self.proxies.contains(&(netns, key.uid));
+        known(Some(key.netns)) || known(None)
+    }
+
+    fn unreadable(&mut self, key: EdgeKey, why: Unreadable) {
+        if !self.is_left_out(&key) {
+            self.count(Loss::Head(why));
+            self.told(key, Told::Unknown);
+        }
+    }
+
     fn told(&mut self, key: EdgeKey, told: Told) {
+        if self.is_left_out(&key) {
+            return;
+        }
         let observed = self.edges.entry(key).or_default();
         let host = match told {
             Told::Host(host) => host,
@@ -382,6 +438,60 @@ mod tests {
         collector.unwatched(&key);
         assert!(collector.edges()[&key].host_unknown);
         assert_eq!(collector.losses(), BTreeMap::from([(Loss::UnwatchedExisting, 1)]));
+    }
+
+    fn of(netns: u64, uid: u32) -> EdgeKey {
+        EdgeKey { netns, uid, ..key(80) }
+    }
+
+    #[test]
+    fn what_a_proxy_did_is_forgotten_and_what_it_does_is_left_out() {
+        let others = [of(1, 6), of(2, 5)];
+        for (netns, left) in [(Some(1), others.as_slice()), (None, &others[..1])] {
+            let mut collector = Collector::default();
+            let say = |collector: &mut Collector| {
+                for key in [of(1, 5), others[0], others[1]] {
+                    collector.edge(&EdgeEvent { kind: event_kind::EDGE, reserved: 0, time_ns: 0, key });
+                    collector.sweep([(key, state(3, edge_flags::HOST_UNKNOWN))]);
+                    collector.head(&HeadEvent { key, ..head(80, 7) }, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+                }
+                collector.existing(1, &socket("10.0.0.1", 80));
+            };
+            say(&mut collector);
+            assert_eq!((collector.edges().len(), collector.hosts()), (4, 3));
+            assert!(collector.leave_out(netns, 5));
+            let check = |collector: &Collector| {
+                let mut keys: Vec<_> = collector.edges().keys().copied().collect();
+                keys.sort();
+                assert_eq!(keys, left, "{netns:?}");
+                assert_eq!((collector.hosts(), collector.existing), (left.len(), 0));
+            };
+            check(&collector);
+            say(&mut collector);
+            check(&collector);
+            assert!(!collector.leave_out(netns, 5), "no news");
+            assert!(collector.losses().is_empty());
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_of_a_proxys_requests_is_no_loss() {
+        let mut collector = Collector::default();
+        // One that waits for its rest, and one that comes when it is known whose it is.
+        collector.head(&HeadEvent { key: of(7, 5), ..head(80, 9) }, b"GET / HTTP/1.1\r\nHo");
+        assert!(collector.leave_out(Some(7), 5));
+        collector.head(&HeadEvent { key: of(7, 5), ..head(80, 3) }, b"GET / HTTP/1.1\r\nHost: a b\r\n\r\n");
+        collector.finish();
+        assert!(collector.edges().is_empty() && collector.losses().is_empty(), "{:?}", collector.losses());
+    }
+
+    #[test]
+    fn proxies_are_bounded_and_what_is_beyond_is_counted() {
+        let mut collector = Collector::default();
+        let news = (0..MAX_PROXIES as u64 + 3).filter(|netns| collector.leave_out(Some(*netns), 5)).count();
+        collector.too_many_proxies();
+        assert_eq!(news, MAX_PROXIES);
+        assert_eq!(collector.losses(), BTreeMap::from([(Loss::TooManyProxies, 4)]));
     }
 
     #[test]

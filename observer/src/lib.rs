@@ -34,6 +34,7 @@ pub mod sock_diag;
 pub mod sockets;
 pub mod sources;
 pub mod tls;
+pub mod uid_map;
 
 #[cfg(test)]
 mod fixture;

@@ -1,4 +1,5 @@
-//! Looks into every network namespace of this machine: which addresses it has, and which connections its programs have opened.
+//! Looks into every network namespace of this machine: which addresses it has, which connections its programs have opened, and how
+//! the uids of its own user namespace are those of the machine.
 //!
 //! Entering a namespace changes the thread that does it, so [`look`] wants a thread of its own that ends afterwards. It takes
 //! two capabilities: SYS_ADMIN to enter, SYS_PTRACE to reach the namespaces of processes that run as another user or with
@@ -22,14 +23,19 @@ use crate::cgroup;
 use crate::probes::netns_cookie;
 use crate::sock_diag::outgoing_sockets;
 use crate::sockets::Socket;
+use crate::uid_map::UidMap;
+
+mod users;
+
+use users::Users;
 
 /// Where `ip netns` and container runtimes keep namespaces that no process need live in.
 const NAMED: &str = "/run/netns";
-/// The namespace of the node itself is that of its first process. In a container this needs the host's process namespace, as all
-/// of this does.
-const NODE: &str = "/proc/1/ns/net";
-/// Where that one is protected from all others: the kernel's own threads always live in the machine's first namespace.
-const KERNEL_THREAD: (&str, &str) = ("/proc/2/comm", "/proc/2/ns/net");
+/// The node's own namespaces are those of its first process. In a container this needs the host's process namespace, as all of
+/// this does.
+const NODE: &str = "/proc/1/ns";
+/// Where that one is protected from all others: the kernel's own threads always live in the machine's first namespaces.
+const KERNEL_THREAD: (&str, &str) = ("/proc/2/comm", "/proc/2/ns");
 /// Stands in a number that is no cookie but an inode: the two number ranges never meet.
 const NO_COOKIE: u64 = 1 << 63;
 
@@ -60,6 +66,16 @@ pub struct Part {
     /// Where the kernel does not tell cookies: ids of the cgroups whose processes live in this namespace and in no other.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub cgroups: BTreeSet<u64>,
+    /// Where another user namespace than the node's owns it: the uids there, or none if they are not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub users: Option<UidMap>,
+}
+
+impl Part {
+    /// The cookie of the namespace, if the kernel tells it.
+    pub fn cookie(&self) -> Option<u64> {
+        (self.netns & NO_COOKIE == 0).then_some(self.netns)
+    }
 }
 
 /// What a whole scan came to.
@@ -98,6 +114,7 @@ impl Summary {
 /// When it cannot be told which namespaces to look into. What is wrong with a single one is in [`Summary::failed`].
 pub fn look(cgroup: &Path, what: What, mut emit: impl FnMut(Part) -> ControlFlow<()>) -> io::Result<Summary> {
     let watched = Watched::of(cgroup)?;
+    let mut users = Users::new(&watched.pids)?;
     let mut summary = Summary::default();
     let mut seen = BTreeSet::new();
     let mut cgroups = None;
@@ -139,9 +156,13 @@ pub fn look(cgroup: &Path, what: What, mut emit: impl FnMut(Part) -> ControlFlow
             }
         };
         summary.namespaces += 1;
-        if part.netns & NO_COOKIE != 0 {
+        if part.cookie().is_none() {
             part.cgroups =
                 cgroups.get_or_insert_with(cgroups_by_namespace).remove(&inode).unwrap_or_default();
+        }
+        match users.of(&file) {
+            Ok(map) => part.users = map,
+            Err(err) => summary.fail(&path, "tell the users of", &err),
         }
         match addresses() {
             Ok(mut all) => {
@@ -195,12 +216,9 @@ struct Watched {
 
 impl Watched {
     fn of(cgroup: &Path) -> io::Result<Self> {
-        let naming = |path: &Path| {
-            let path = path.display().to_string();
-            move |err: io::Error| io::Error::new(err.kind(), format!("cannot look at {path}: {err}"))
-        };
-        let node = node().map_err(naming(Path::new(NODE)))?;
-        let pids: HashSet<u32> = cgroup::processes(cgroup).map_err(naming(cgroup))?.into_iter().collect();
+        let node = of_node("net")?;
+        let pids: HashSet<u32> =
+            cgroup::processes(cgroup).map_err(|err| naming(cgroup, &err))?.into_iter().collect();
         // What cannot be looked at here is told when the scan itself comes to it.
         let inodes = pids.iter().filter_map(|pid| fs::metadata(format!("/proc/{pid}/ns/net")).ok());
         let namespaces = inodes.map(|meta| meta.ino()).filter(|inode| *inode != node).collect();
@@ -208,18 +226,24 @@ impl Watched {
     }
 }
 
-fn node() -> io::Result<u64> {
-    let (comm, namespace) = KERNEL_THREAD;
-    let node = match fs::metadata(NODE) {
+fn naming(path: &Path, err: &io::Error) -> io::Error {
+    io::Error::new(err.kind(), format!("cannot look at {}: {err}", path.display()))
+}
+
+/// Inode of the node's own namespace of a kind, by its name in /proc/PID/ns.
+fn of_node(kind: &str) -> io::Result<u64> {
+    let (comm, namespaces) = KERNEL_THREAD;
+    let path = Path::new(NODE).join(kind);
+    let node = match fs::metadata(&path) {
         Err(err)
             if err.kind() == io::ErrorKind::PermissionDenied
                 && fs::read_to_string(comm).is_ok_and(|name| name == "kthreadd\n") =>
         {
-            fs::metadata(namespace).map_err(|_| err)
+            fs::metadata(Path::new(namespaces).join(kind)).map_err(|_| err)
         }
         other => other,
     };
-    node.map(|meta| meta.ino())
+    node.map(|meta| meta.ino()).map_err(|err| naming(&path, &err))
 }
 
 /// Where namespaces are, and of which process.

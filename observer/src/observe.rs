@@ -145,7 +145,7 @@ struct Watch<'m> {
     collector: Collector,
     sources: Sources,
     older: Older,
-    /// Namespaces whose addresses were asked for; those of an ended one will never be known. Bounded as the edges are.
+    /// Namespaces that were asked for; what is not known of an ended one never will be. Bounded as the edges are.
     looked_for: HashSet<u64>,
     /// Edges without an event at the last sweep.
     unannounced: u64,
@@ -193,9 +193,13 @@ impl Watch<'_> {
             self.swept = Instant::now();
             self.collector.sweep(self.probes.edges()?);
         }
+        // What the scan under way leaves open is asked for when it is through.
+        if self.scans.under_way() {
+            return Ok(());
+        }
         let mut news = self.sources.is_empty();
         for key in self.collector.edges().keys() {
-            news |= !self.sources.knows(key.netns) && self.looked_for.insert(key.netns);
+            news |= self.sources.lacks(key.netns) && self.looked_for.insert(key.netns);
         }
         self.scan_if_due(news);
         Ok(())
@@ -210,16 +214,7 @@ impl Watch<'_> {
     /// Takes over what a scan found.
     fn take(&mut self, what: What, found: Result<Found, ScanError>) -> Result<(), ProbeError> {
         match found {
-            Ok(Found::Part(Part { netns, addresses, sockets, cgroups })) => {
-                for cgroup in cgroups {
-                    self.sources.add_home(cgroup, netns);
-                }
-                self.sources.add(netns, addresses);
-                self.older.namespace(netns);
-                for socket in &sockets {
-                    self.take_existing(netns, socket)?;
-                }
-            }
+            Ok(Found::Part(part)) => self.take_part(part)?,
             Ok(Found::End(summary)) => {
                 self.collector.unlisted(summary.sockets_beyond);
                 if what == What::Sockets {
@@ -257,6 +252,27 @@ impl Watch<'_> {
             self.older.told(socket.cookie);
         } else {
             self.collector.unwatched(&edge);
+        }
+        Ok(())
+    }
+
+    fn take_part(&mut self, part: Part) -> Result<(), ProbeError> {
+        let cookie = part.cookie();
+        let Part { netns, addresses, sockets, cgroups, users } = part;
+        for cgroup in cgroups {
+            self.sources.add_home(cgroup, netns);
+        }
+        self.sources.add(netns, addresses);
+        self.older.namespace(netns);
+        self.sources.look_at(netns, users.as_ref());
+        // Before the sockets, some of which are the proxy's.
+        for uid in users.unwrap_or_default().of_pod(&self.proxy_uids) {
+            if self.collector.leave_out(cookie, uid) && !self.probes.add_proxy_uid(cookie, uid)? {
+                self.collector.too_many_proxies();
+            }
+        }
+        for socket in &sockets {
+            self.take_existing(netns, socket)?;
         }
         Ok(())
     }

@@ -3,12 +3,14 @@
 
 mod error;
 mod kernel;
+mod namespaces;
 mod older;
+mod proxies;
 mod records;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd as _};
+use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 use aya::maps::{HashMap, MapData, PerCpuArray, ProgramArray, RingBuf};
@@ -25,6 +27,7 @@ use tokio::time::timeout;
 
 pub use error::ProbeError;
 use kernel::{kernel_release, version_of};
+pub use namespaces::{netns_cookie, user_namespace};
 use older::Older;
 use records::parse;
 pub use records::{Event, Malformed};
@@ -89,6 +92,7 @@ pub struct Probes {
     edges: HashMap<MapData, EdgeKey, EdgeState>,
     sources: HashMap<MapData, SourceKey, SourceAddr>,
     cgroups: HashMap<MapData, u64, u64>,
+    proxy_uids: HashMap<MapData, u32, u64>,
     counters: PerCpuArray<MapData, u64>,
     older: Older,
     ring: AsyncFd<RingBuf<MapData>>,
@@ -127,9 +131,9 @@ impl Probes {
             .map_err(|err| refused(err, "create BPF maps", |err| ProbeError::Create(Box::new(err))))?;
 
         let map_error = |map| move |source| ProbeError::Map { map, source: Box::new(source) };
-        let mut proxy_uids: HashMap<MapData, u32, u8> = take(&mut bpf, names::PROXY_UIDS)?;
+        let mut proxy_uids: HashMap<MapData, u32, u64> = take(&mut bpf, names::PROXY_UIDS)?;
         for uid in &settings.proxy_uids {
-            proxy_uids.insert(uid, 1, 0).map_err(map_error(names::PROXY_UIDS))?;
+            proxy_uids.insert(uid, 0, 0).map_err(map_error(names::PROXY_UIDS))?;
         }
         let edges = take(&mut bpf, names::EDGES)?;
         let sources = take(&mut bpf, names::SOURCES)?;
@@ -149,7 +153,18 @@ impl Probes {
             let fd = program.and_then(|program| program.fd()).map_err(|err| attach_error(name, err))?;
             parts.set(index, fd, 0).map_err(map_error(names::PARTS))?;
         }
-        Ok(Self { bpf, links: Vec::new(), _parts: parts, edges, sources, cgroups, counters, older, ring })
+        Ok(Self {
+            bpf,
+            links: Vec::new(),
+            _parts: parts,
+            edges,
+            sources,
+            cgroups,
+            proxy_uids,
+            counters,
+            older,
+            ring,
+        })
     }
 
     /// Attaches all programs to `cgroup`, a directory of a cgroup2 hierarchy.
@@ -283,30 +298,6 @@ impl Probes {
             .get(&(counter as u32), 0)
             .map_err(|source| ProbeError::Map { map: names::COUNTERS, source: Box::new(source) })?;
         Ok(values.iter().sum())
-    }
-}
-
-/// The cookie of the network namespace in which `socket` was made; `None` where the kernel does not tell it, before Linux 5.14.
-///
-/// # Errors
-/// When the kernel refuses otherwise.
-pub fn netns_cookie(socket: &impl AsFd) -> io::Result<Option<u64>> {
-    let mut cookie = 0u64;
-    let mut len = size_of_val(&cookie) as libc::socklen_t;
-    // SAFETY: the kernel writes at most `len` bytes to the place of `cookie`.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_fd().as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_NETNS_COOKIE,
-            (&raw mut cookie).cast(),
-            &raw mut len,
-        )
-    };
-    match Errno::result(result) {
-        Ok(_) => Ok(Some(cookie)),
-        Err(Errno::ENOPROTOOPT) => Ok(None),
-        Err(errno) => Err(errno.into()),
     }
 }
 

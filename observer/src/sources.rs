@@ -12,6 +12,7 @@ use crate::mesh_index::{MeshIndex, PodAt};
 use crate::model::graph::Unattributed;
 use crate::model::mesh::PodRef;
 use crate::model::names::WorkloadRef;
+use crate::uid_map::UidMap;
 
 /// Addresses by the cookie of the network namespace.
 #[derive(Clone, Debug, Default)]
@@ -19,12 +20,28 @@ pub struct Sources {
     addresses: HashMap<u64, BTreeSet<IpAddr>>,
     /// Where the kernel does not tell cookies: by cgroup, the number of the namespace in which its processes live.
     homes: HashMap<u64, u64>,
+    /// Namespaces that were looked at, and whether the uids of their user namespace are known, without which their proxy is not.
+    looked_at: HashMap<u64, bool>,
 }
 
 impl Sources {
     /// Takes over addresses of one namespace; what was known before stays.
     pub fn add(&mut self, netns: u64, addresses: impl IntoIterator<Item = IpAddr>) {
         self.addresses.entry(netns).or_default().extend(addresses);
+    }
+
+    /// Notes that the namespace was looked at. `users` are the uids of its own user namespace, if that was told, none of them as
+    /// long as they are not known.
+    pub fn look_at(&mut self, netns: u64, users: Option<&UidMap>) {
+        match users {
+            None => drop(self.looked_at.entry(netns).or_insert(true)),
+            Some(users) => drop(self.looked_at.insert(netns, !users.is_empty())),
+        }
+    }
+
+    /// Whether a look at the namespace might tell what is not known of it.
+    pub fn lacks(&self, netns: u64) -> bool {
+        !self.knows(netns) || self.looked_at.get(&netns) != Some(&true)
     }
 
     /// Notes in which namespace the processes of a cgroup live, where its cookie is not known.
@@ -176,6 +193,23 @@ mod tests {
         assert_eq!((flows.len(), unattributed), (mesh.pods.len(), Unattributed::default()));
         assert!(flows.iter().all(|flow| flow.existing == (flow.connects == 0)));
         assert!(flows.iter().any(|flow| flow.existing) && flows.iter().any(|flow| !flow.existing));
+    }
+
+    #[test]
+    fn a_namespace_lacks_something_until_its_address_and_its_users_are_known() {
+        let mut sources = Sources::default();
+        for netns in [1, 2, 3] {
+            assert!(sources.lacks(netns));
+            sources.add(netns, ["10.0.0.1".parse().unwrap()]);
+            assert!(sources.knows(netns) && sources.lacks(netns));
+        }
+        sources.look_at(2, None);
+        sources.look_at(3, Some(&UidMap::default()));
+        // More sockets of it, with which nothing is told of users.
+        sources.look_at(3, None);
+        assert_eq!([1, 2, 3].map(|netns| sources.lacks(netns)), [true, false, true]);
+        sources.look_at(3, Some(&UidMap::parse("0 100000 65536\n").unwrap()));
+        assert!(!sources.lacks(3));
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod leftovers;
 mod process;
 mod services;
 mod signals;
+mod users;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -109,10 +110,20 @@ impl Bed {
 
     /// A new pod: a namespace with an IPv4 and an IPv6 address, and a default route for both.
     pub fn add_pod(&self, name: &str) -> Result<Host> {
+        self.add_pod_of(name, None)
+    }
+
+    /// The same with users of its own (`hostUsers: false`): inside from 0 on, on the machine from `first_uid` on. Its first process
+    /// sleeps and keeps the namespaces.
+    pub fn add_pod_with_users(&self, name: &str, first_uid: u32) -> Result<Host> {
+        self.add_pod_of(name, Some(first_uid))
+    }
+
+    fn add_pod_of(&self, name: &str, first_uid: Option<u32>) -> Result<Host> {
         let mut state = self.inner.open()?;
         state.pods += 1;
         let addresses = (address::pod_v4(state.pods), address::pod_v6(state.pods));
-        self.add_host(&mut state, name, addresses, self.pods_cgroup().join(name))
+        self.add_host(&mut state, name, addresses, self.pods_cgroup().join(name), first_uid)
     }
 
     /// A new host outside the mesh, that no inventory knows.
@@ -120,7 +131,7 @@ impl Bed {
         let mut state = self.inner.open()?;
         state.outsiders += 1;
         let addresses = (address::outside_v4(state.outsiders), address::outside_v6(state.outsiders));
-        self.add_host(&mut state, name, addresses, self.inner.cgroup.join(format!("outside-{name}")))
+        self.add_host(&mut state, name, addresses, self.inner.cgroup.join(format!("outside-{name}")), None)
     }
 
     /// A pod that is joined to nothing: it has its loopback only, on which every address of [`LONE_NETWORK`] is its own.
@@ -131,7 +142,7 @@ impl Bed {
         make_cgroup(&cgroup)?;
         let netns = format!("{}{name}", leftovers::prefix(&self.inner.id));
         let (v4, v6) = (address::pod_v4(state.pods), address::pod_v6(state.pods));
-        let data = Arc::new(HostData { name: name.to_owned(), netns, v4, v6, cgroup });
+        let data = Arc::new(HostData { name: name.to_owned(), netns, v4, v6, cgroup, users: None });
         host::make_lone(&data).with_context(|| format!("cannot make the host `{name}`"))?;
         state.hosts.insert(name.to_owned(), Arc::clone(&data));
         Ok(Host::new(&self.inner, &data))
@@ -215,6 +226,7 @@ impl Bed {
             v4: NODE_V4,
             v6: NODE_V6,
             cgroup,
+            users: None,
         });
         host::make_node(&data)?;
         state.hosts.insert(data.name.clone(), data);
@@ -227,16 +239,24 @@ impl Bed {
         name: &str,
         (v4, v6): (Ipv4Addr, Ipv6Addr),
         cgroup: PathBuf,
+        first_uid: Option<u32>,
     ) -> Result<Host> {
         let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
         ensure!(!name.is_empty() && name.chars().all(fits), "`{name}` is no name for a host: a-z, 0-9 and -");
         ensure!(!state.hosts.contains_key(name), "the bed has a host `{name}` already");
-        let node = state.hosts.get("node").ok_or_else(|| anyhow!("the bed has no node"))?;
+        let node = state.hosts.get("node").cloned().ok_or_else(|| anyhow!("the bed has no node"))?;
         make_cgroup(&cgroup)?;
         let netns = format!("{}{name}", leftovers::prefix(&self.inner.id));
-        let data = Arc::new(HostData { name: name.to_owned(), netns, v4, v6, cgroup });
-        host::join(node, &data, state.hosts.len())
-            .with_context(|| format!("cannot make the host `{name}`"))?;
+        let failed = || format!("cannot make the host `{name}`");
+        let users = match first_uid {
+            None => None,
+            Some(uid) => {
+                let first = self.inner.start(state, None, &users::first_process(&cgroup))?;
+                Some(users::set_up(&first, &netns, uid).with_context(failed)?)
+            }
+        };
+        let data = Arc::new(HostData { name: name.to_owned(), netns, v4, v6, cgroup, users });
+        host::join(&node, &data, state.hosts.len()).with_context(failed)?;
         state.hosts.insert(name.to_owned(), Arc::clone(&data));
         Ok(Host::new(&self.inner, &data))
     }
@@ -268,7 +288,10 @@ impl Inner {
 
     /// Starts a process that ends with the bed.
     fn spawn(&self, host: Option<&HostData>, cmd: &Cmd) -> Result<Proc> {
-        let mut state = self.open()?;
+        self.start(&mut *self.open()?, host, cmd)
+    }
+
+    fn start(&self, state: &mut State, host: Option<&HostData>, cmd: &Cmd) -> Result<Proc> {
         state.spawned += 1;
         let place = host.map_or("machine", |host| &host.name);
         let log = self.dir.join(format!("{place}-{}.log", state.spawned));

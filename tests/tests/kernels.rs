@@ -56,7 +56,8 @@ impl Scene {
         let inventory = self.dir.join("inventory.yaml");
         fs::write(&inventory, inventory::list(items)?)?;
         let sidescope = std::env::var("SIDESCOPE_BIN").context("SIDESCOPE_BIN names the binary to test")?;
-        let observe = Cmd::new(sidescope).arg("observe").arg("--inventory").arg(&inventory);
+        let observe = Cmd::new(sidescope).env("RUST_LOG", "sidescope=debug");
+        let observe = observe.arg("observe").arg("--inventory").arg(&inventory);
         let observe =
             observe.arg("--out").arg(self.dir.join("out")).arg("--cgroup").arg(self.bed.pods_cgroup());
         let watcher = self.bed.spawn_on_machine(&observe)?;
@@ -139,6 +140,29 @@ fn connects_are_seen_with_their_pod_their_host_and_their_count() -> Result<()> {
         ("203.0.113.1:443".to_owned(), 1),
     ];
     assert_eq!(unresolved(&graph, "client"), BTreeMap::from(expected), "{graph:#}\n{said}");
+    Ok(())
+}
+
+#[test]
+fn the_proxy_of_a_pod_with_users_of_its_own_is_left_out() -> Result<()> {
+    let scene = Scene::new("users")?;
+    let client = scene.bed.add_pod_with_users("client", 2_000_000)?;
+    client.unroute("203.0.113.1")?;
+    // The first scan finds nobody there whose users it could look at, so that the proxy is seen before it is known.
+    let first = fs::read_to_string(client.cgroup().join("cgroup.procs"))?;
+    fs::write(scene.bed.cgroup().join("cgroup.procs"), first.trim_end())?;
+    let watcher = scene.watch(&[&client])?;
+    watcher.wait_for_log("network namespaces looked at", SOON)?;
+    let keep = Cmd::new(TESTBED).args(["keep", &format!("{}:{PORT}", scene.server.v4())]);
+    let proxy = client.spawn(&keep.uid(1337))?;
+    proxy.wait_for_log("1 open\n", SOON)?;
+    let app = Cmd::new(TESTBED).args(["connect", "203.0.113.1:443"]).uid(1000);
+    ensure!(client.run(&app).is_err(), "a connect without a route did not fail");
+    let (graph, said) = scene.end(&watcher)?;
+    let expected = BTreeMap::from([("203.0.113.1:443".to_owned(), 1)]);
+    assert_eq!(unresolved(&graph, "client"), expected, "{graph:#}\n{said}");
+    let node = workload(&graph, "client")?;
+    ensure!(node["dependencies"] == Value::Array(Vec::new()) && node.get("direct").is_none(), "{node:#}");
     Ok(())
 }
 

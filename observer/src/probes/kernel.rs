@@ -1,4 +1,16 @@
-//! Which kernel this is.
+//! Which kernel this is, and what it says.
+
+use aya::maps::MapError;
+use nix::errno::Errno;
+
+/// Flag of an update that leaves an entry alone if it is there.
+pub(super) const BPF_NOEXIST: u64 = 1;
+
+/// Why the kernel refused to write a map.
+pub(super) fn errno(refusal: &MapError) -> Option<Errno> {
+    let MapError::SyscallError(err) = refusal else { return None };
+    err.io_error.raw_os_error().map(Errno::from_raw)
+}
 
 /// Major and minor version of a kernel release. Not aya's, which on some distributions reads another text than `uname -r` shows.
 pub(super) fn version_of(release: &str) -> Option<(u16, u16)> {

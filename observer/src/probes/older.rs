@@ -8,9 +8,8 @@ use nix::errno::Errno;
 use nix::time::{ClockId, clock_gettime};
 use sidescope_common::{EdgeKey, EdgeState, names};
 
+use super::kernel::{BPF_NOEXIST, errno};
 use super::{ProbeError, take};
-
-const BPF_NOEXIST: u64 = 1;
 
 /// The maps that user space writes while the programs run.
 pub(super) struct Older {
@@ -74,9 +73,4 @@ impl Older {
         self.last_id = now.max(self.last_id + 0x100);
         self.last_id
     }
-}
-
-fn errno(err: &MapError) -> Option<Errno> {
-    let MapError::SyscallError(err) = err else { return None };
-    err.io_error.raw_os_error().map(Errno::from_raw)
 }

@@ -92,6 +92,7 @@ mod tests {
     use super::*;
     use crate::namespaces::{MAX_ADDRESSES, PART_SOCKETS};
     use crate::sockets::{Socket, State};
+    use crate::uid_map::{Extent, MAX_EXTENTS};
 
     #[test]
     fn requests_are_read_as_they_are_written() {
@@ -126,11 +127,14 @@ mod tests {
             cookie: u64::MAX,
             state: State::Established,
         };
+        let last_uid = u32::MAX - 1;
+        let extent = Extent { inside: last_uid, outside: last_uid, count: 1 };
         let addresses = (0..MAX_ADDRESSES).map(|i| IpAddr::from(Ipv6Addr::from(u128::MAX - i as u128)));
         let part = Frame::Part(Part {
             netns: u64::MAX,
             addresses: addresses.collect(),
             sockets: vec![socket; PART_SOCKETS],
+            users: Some(vec![extent; MAX_EXTENTS].try_into().unwrap()),
             ..Part::default()
         });
         let mut bytes = Vec::new();

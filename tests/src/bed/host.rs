@@ -29,6 +29,8 @@ pub(crate) struct HostData {
     pub(crate) v4: Ipv4Addr,
     pub(crate) v6: Ipv6Addr,
     pub(crate) cgroup: PathBuf,
+    /// Its user namespace, where it has one of its own.
+    pub(crate) users: Option<PathBuf>,
 }
 
 impl Host {
@@ -177,9 +179,11 @@ pub(crate) fn make_lone(host: &HostData) -> Result<()> {
     sysctl(host, &[("ipv4/ip_local_port_range", "2048\t65000")])
 }
 
-/// Makes a host and joins it to the node's bridge.
+/// Joins a host to the node's bridge. Its namespace is made already where it has users of its own.
 pub(crate) fn join(node: &HostData, host: &HostData, number: usize) -> Result<()> {
-    add_netns(host)?;
+    if host.users.is_none() {
+        add_netns(host)?;
+    }
     let (v4, v6, netns) = (host.v4, host.v6, &host.netns);
     sysctl(host, &FROM_THE_FIRST_PACKET)?;
     sysctl(host, &[("ipv6/conf/default/accept_redirects", "0"), ("ipv6/conf/default/accept_ra", "0")])?;

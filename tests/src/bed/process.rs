@@ -37,12 +37,17 @@ pub(crate) struct Running {
 /// parent-death signal comes last, because the kernel forgets it when the user changes.
 pub(crate) fn placed(host: Option<&HostData>, cmd: &Cmd) -> Cmd {
     let mut outer = match host {
-        Some(host) => Cmd::new("sh")
-            .args(["-c", r#"echo $$ >"$0/cgroup.procs" && exec "$@""#])
-            .arg(&host.cgroup)
-            .arg("nsenter")
-            .arg(format!("--net=/run/netns/{}", host.netns))
-            .args(["--", "setpriv"]),
+        Some(host) => {
+            // The network namespace is open before the user namespace is entered, in which nobody has a right to it otherwise.
+            let users = host.users.iter().map(|users| format!("--user={}", users.display()));
+            Cmd::new("sh")
+                .args(["-c", r#"echo $$ >"$0/cgroup.procs" && exec "$@""#])
+                .arg(&host.cgroup)
+                .arg("nsenter")
+                .arg(format!("--net=/run/netns/{}", host.netns))
+                .args(users)
+                .args(["--", "setpriv"])
+        }
         None => Cmd::new("setpriv"),
     };
     outer = outer.args(["--pdeathsig", "KILL"]);

@@ -45,6 +45,16 @@ impl Mesh {
 
     pub(crate) fn pod(&mut self, name: &str) -> Result<Host> {
         let pod = self.bed.add_pod(name)?;
+        Ok(self.deploy(name, pod))
+    }
+
+    /// A pod with users of its own.
+    pub(crate) fn pod_with_users(&mut self, name: &str, first_uid: u32) -> Result<Host> {
+        let pod = self.bed.add_pod_with_users(name, first_uid)?;
+        Ok(self.deploy(name, pod))
+    }
+
+    fn deploy(&mut self, name: &str, pod: Host) -> Host {
         self.deployments.push(Deployment {
             namespace: "default".to_owned(),
             name: name.to_owned(),
@@ -53,7 +63,7 @@ impl Mesh {
             port: 80,
             pods: vec![pod.clone()],
         });
-        Ok(pod)
+        pod
     }
 
     /// A pod that sends each connection on port 80 its name.

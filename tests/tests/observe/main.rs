@@ -8,3 +8,4 @@ mod input;
 mod peers;
 mod pods;
 mod readme;
+mod users;

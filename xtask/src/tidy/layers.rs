@@ -35,6 +35,7 @@ const MODULES: &[(&str, Layer)] = &[
     ("sockets", Layer::Pure),
     ("sources", Layer::Pure),
     ("tls", Layer::Pure),
+    ("uid_map", Layer::Pure),
     //
     ("cgroup", Layer::Io),
     ("input", Layer::Io),
