@@ -128,13 +128,19 @@ enum Command {
     /// Take what connections bring, and send as many zeros back: who sends knows what has arrived
     #[command(hide = true)]
     Sink { port: u16 },
-    /// Send standard input to a sink, each piece once the one before has arrived
+    /// Send standard input, or a file, to a sink, each piece once the one before has arrived
     #[command(hide = true)]
     Send {
         address: SocketAddr,
         /// Where the input is cut into pieces
         #[arg(long, value_delimiter = ',')]
         cuts: Vec<usize>,
+        /// Read this file instead
+        #[arg(long)]
+        input: Option<PathBuf>,
+        /// Wait after the first piece until something is written to this FIFO
+        #[arg(long)]
+        pause: Option<PathBuf>,
     },
     /// Answer DNS questions on port 53 or another: NAME=ADDRESS, or ALIAS=NAME
     #[command(hide = true)]
@@ -210,7 +216,9 @@ fn run(command: Command) -> Result<()> {
         Command::Keep { listen, each, addresses } => existing::keep(listen, each, &addresses),
         Command::Look { cgroup } => existing::look(&cgroup),
         Command::Sink { port } => tcp::sink(port),
-        Command::Send { address, cuts } => tcp::send(address, &cuts),
+        Command::Send { address, cuts, input, pause } => {
+            tcp::send(address, &cuts, input.as_deref(), pause.as_deref())
+        }
         Command::Answer { port, records } => dns::answer(port, &records),
         Command::Forward { port, server } => dns::forward(port, server),
         Command::Ask { how, server, name, port, v6 } => dns::ask(how, server, &name, port, v6),

@@ -2,8 +2,9 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
-use std::thread;
+use std::path::Path;
 use std::time::Duration;
+use std::{fs, thread};
 
 use anyhow::{Context, Result};
 
@@ -63,19 +64,24 @@ fn swallow(mut stream: TcpStream) -> io::Result<()> {
 
 /// Sends what it reads to a sink, cut into pieces at these places. Each is a packet of its own (or several, if it is large):
 /// it waits until the sink has told of all bytes of one before it sends the next.
-pub fn send(address: SocketAddr, cuts: &[usize]) -> Result<()> {
-    let mut bytes = Vec::new();
-    io::stdin().read_to_end(&mut bytes).context("cannot read standard input")?;
+pub fn send(address: SocketAddr, cuts: &[usize], input: Option<&Path>, pause: Option<&Path>) -> Result<()> {
+    let input = input.unwrap_or(Path::new("/dev/stdin"));
+    let bytes = fs::read(input).with_context(|| format!("cannot read {}", input.display()))?;
     let mut stream =
         TcpStream::connect_timeout(&address, TIMEOUT).with_context(|| format!("connect to {address}"))?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
     let mut start = 0;
+    let mut pause = pause;
     for end in cuts.iter().copied().chain([bytes.len()]) {
         let piece = bytes.get(start..end).with_context(|| format!("no piece from {start} to {end}"))?;
         stream.write_all(piece).with_context(|| format!("write to {address}"))?;
         stream.read_exact(&mut vec![0; piece.len()]).with_context(|| format!("read from {address}"))?;
         start = end;
+        if let Some(fifo) = pause.take() {
+            println!("paused");
+            fs::read(fifo).with_context(|| format!("read {}", fifo.display()))?;
+        }
     }
     Ok(())
 }

@@ -6,6 +6,7 @@ mod dns;
 #[allow(dead_code, reason = "shared with the tests of edges, which use all of it")]
 mod fixture;
 mod http1;
+mod older;
 mod privacy;
 mod replay;
 mod sink;

@@ -65,14 +65,20 @@ impl Sink {
     }
 
     pub(crate) fn send(&self, number: usize, case: &Case) -> Result<()> {
+        let cmd = self.command(number, case).stdin(case.bytes.clone());
+        self.client.run(&cmd).with_context(|| case.name.clone())?;
+        Ok(())
+    }
+
+    /// What sends a case from its standard input, to be run by the client.
+    pub(crate) fn command(&self, number: usize, case: &Case) -> Cmd {
         let address = format!("{}:{}", self.service.v4, FIRST_PORT + number as u16);
         let mut cmd = Cmd::new(TESTBED).args(["send", &address]);
         if !case.cuts.is_empty() {
             let cuts: Vec<String> = case.cuts.iter().map(usize::to_string).collect();
             cmd = cmd.args(["--cuts", &cuts.join(",")]);
         }
-        self.client.run(&cmd.stdin(case.bytes.clone())).with_context(|| case.name.clone())?;
-        Ok(())
+        cmd
     }
 }
 
@@ -100,7 +106,11 @@ pub(crate) fn check(cases: &[Case]) -> Result<Results> {
     for (number, case) in cases.iter().enumerate() {
         sink.send(number, case)?;
     }
-    let results = observer.stop()?;
+    compare(sink, cases, observer.stop()?)
+}
+
+/// Compares what came of all cases, and ends the bed.
+pub(crate) fn compare(sink: Sink, cases: &[Case], results: Results) -> Result<Results> {
     let mut seen = seen(&results)?;
     let mut wrong = Vec::new();
     for (number, case) in cases.iter().enumerate() {
