@@ -142,6 +142,10 @@ enum Command {
         #[arg(long)]
         pause: Option<PathBuf>,
     },
+    /// Connect to a sink over and over as fast as it goes, each time with a request: for one host for so many milliseconds, then for
+    /// another one so many times. Prints how many connections there were
+    #[command(hide = true)]
+    Knock { address: SocketAddr, first: String, milliseconds: u64, second: String, times: u64 },
     /// Answer DNS questions on port 53 or another: NAME=ADDRESS, or ALIAS=NAME
     #[command(hide = true)]
     Answer { port: u16, records: Vec<String> },
@@ -218,6 +222,9 @@ fn run(command: Command) -> Result<()> {
         Command::Sink { port } => tcp::sink(port),
         Command::Send { address, cuts, input, pause } => {
             tcp::send(address, &cuts, input.as_deref(), pause.as_deref())
+        }
+        Command::Knock { address, first, milliseconds, second, times } => {
+            tcp::knock(address, (&first, Duration::from_millis(milliseconds)), (&second, times))
         }
         Command::Answer { port, records } => dns::answer(port, &records),
         Command::Forward { port, server } => dns::forward(port, server),

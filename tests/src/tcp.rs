@@ -3,10 +3,13 @@
 use std::io::{self, Read, Write};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{fs, thread};
 
 use anyhow::{Context, Result};
+use nix::libc::linger;
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::Linger;
 
 /// Longer than a refusal takes, shorter than a test may.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -83,5 +86,29 @@ pub fn send(address: SocketAddr, cuts: &[usize], input: Option<&Path>, pause: Op
             fs::read(fifo).with_context(|| format!("read {}", fifo.display()))?;
         }
     }
+    Ok(())
+}
+
+/// Connects over and over, each time with a request: for a host for some time, then for another one so many times.
+pub fn knock(address: SocketAddr, first: (&str, Duration), second: (&str, u64)) -> Result<()> {
+    let knock = |host: &str| -> Result<()> {
+        let mut stream =
+            TcpStream::connect_timeout(&address, TIMEOUT).with_context(|| format!("connect to {address}"))?;
+        // Closed with a reset: the port is free at once.
+        setsockopt(&stream, Linger, &linger { l_onoff: 1, l_linger: 0 })?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
+        let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n");
+        stream.write_all(request.as_bytes())?;
+        Ok(stream.read_exact(&mut vec![0; request.len()])?)
+    };
+    let (start, mut made) = (Instant::now(), second.1);
+    while start.elapsed() < first.1 {
+        knock(first.0)?;
+        made += 1;
+    }
+    for _ in 0..second.1 {
+        knock(second.0)?;
+    }
+    println!("{made}");
     Ok(())
 }

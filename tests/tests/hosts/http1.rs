@@ -1,8 +1,9 @@
 //! What HTTP/1 allows and what it does not, and what comes before it.
 
 use anyhow::Result;
+use sidescope_tests::Cmd;
 
-use crate::fixture::Results;
+use crate::fixture::{Results, TESTBED};
 use crate::sink::{Case, Expect, check, each_byte};
 
 fn get(host: &str) -> Vec<u8> {
@@ -168,5 +169,23 @@ fn hosts_beyond_the_budget_are_told() -> Result<()> {
     // All come within a second or two, and each second has a budget of 64.
     assert!(edge.unknown && edge.hosts.len() >= 64 && over > 0, "{} found, {over} over", edge.hosts.len());
     assert_eq!(edge.hosts.len() + over, MADE);
+    sink.mesh.bed.end()
+}
+
+#[test]
+fn an_edge_that_has_told_nothing_new_is_still_looked_at() -> Result<()> {
+    let sink = crate::sink::Sink::new(1)?;
+    let bed = &sink.mesh.bed;
+    let observer = crate::fixture::Observer::start(bed, &bed.pods_cgroup(), &sink.inventory()?)?;
+    let address = format!("{}:2001", sink.service.v4);
+    // Longer than it takes to count as settled, and then for more than a hundred ticks of any kernel's clock.
+    let knock = ["knock", &address, "one.test", "2500", "two.test", "3000"];
+    let out = sink.client.run(&Cmd::new(TESTBED).args(knock))?;
+    let made: u64 = String::from_utf8(out.stdout)?.trim().parse()?;
+    let results = observer.stop()?;
+    let seen = crate::sink::seen(&results)?;
+    assert_eq!(seen[&2001], Expect::hosts(["one.test", "two.test"]));
+    let port = &results.graph["workloads"][0]["dependencies"][0]["ports"]["2001"];
+    assert_eq!(port["connects"], made, "every connect counts: {port}");
     sink.mesh.bed.end()
 }
