@@ -122,13 +122,18 @@ fn the_destination_is_the_one_that_the_program_asked_for() -> Result<()> {
 
 #[test]
 fn a_file_where_a_namespace_is_about_to_be_is_no_failure() -> Result<()> {
-    let bed = Bed::new()?;
+    let (bed, folder) = (Bed::new()?, tempfile::tempdir()?);
     let pod = bed.add_pod("pod")?;
     serve(&pod, 80)?;
     keep(&pod, 1, &[at(pod.v4(), 80)])?;
-    // Whoever makes a named namespace makes the file before the mount.
+    // Whoever makes a named namespace makes the file before the mount, and for nobody to read: the scanner has given up the right to
+    // read it all the same, which a scan as root has.
     let file = tempfile::Builder::new().prefix("ss-no-namespace-").tempfile_in("/run/netns")?;
+    file.as_file().set_permissions(fs::Permissions::from_mode(0o000))?;
     assert_eq!(found(&bed.pods_cgroup())?.len(), 1);
+    let scanner = Scanner::start(&bed, &socket_in(&folder))?;
+    assert_eq!(scanner.sockets()?, 1);
+    scanner.end()?;
     file.close()?;
     bed.end()
 }
