@@ -1,6 +1,6 @@
 //! `sidescope observe`: the whole pipeline in one process, on one machine, over a file of Kubernetes objects.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -77,7 +77,6 @@ pub async fn run(args: &Observe) -> Result<(), Failure> {
         cgroup: cgroup.path,
         collector: Collector::default(),
         sources: Sources::default(),
-        looked_for: HashSet::new(),
         unannounced: 0,
         swept: Instant::now(),
         index: &index,
@@ -141,8 +140,6 @@ struct Watch<'m> {
     cgroup: PathBuf,
     collector: Collector,
     sources: Sources,
-    /// Namespaces whose addresses were asked for; those of an ended one will never be known. Bounded as the edges are.
-    looked_for: HashSet<u64>,
     /// Edges without an event at the last sweep.
     unannounced: u64,
     /// When the last sweep was.
@@ -189,11 +186,9 @@ impl Watch<'_> {
             self.swept = Instant::now();
             self.collector.sweep(self.probes.edges()?);
         }
-        let mut news = self.sources.is_empty();
-        for key in self.collector.edges().keys() {
-            news |= !self.sources.knows(key.netns) && self.looked_for.insert(key.netns);
-        }
-        self.scan_if_due(news);
+        let namespaces = self.collector.edges().keys().map(|key| key.netns);
+        let news = self.scans.are_news(namespaces.filter(|netns| !self.sources.knows(*netns)));
+        self.scan_if_due(news || self.sources.is_empty());
         Ok(())
     }
 
