@@ -192,7 +192,7 @@ fn keep(bed: &Bed, options: &Options, observe: &Cmd) -> Result<()> {
     // As the user came here.
     let sudo = if env::var_os("SUDO_UID").is_some() { "sudo " } else { "" };
     let productpage = bed.service("productpage")?.v4;
-    progress(&format!(
+    let invitation = format!(
         "bed {id} stays until Ctrl-C (or `{sudo}{testbed} end {id}`), with {KEPT_RATE} calls a second\n\
          \x20   a call:        {sudo}nsenter --net=/run/netns/{outside} curl http://{productpage}:{HTTP_PORT}/productpage\n\
          \x20   in a pod:      {sudo}nsenter --net=/run/netns/{pod} ss -tnp\n\
@@ -203,8 +203,8 @@ fn keep(bed: &Bed, options: &Options, observe: &Cmd) -> Result<()> {
         outside = outside.netns(),
         pod = pod.netns(),
         observe = observe.line(),
-    ));
-    bed.stay()
+    );
+    bed.stay(|| progress(&invitation))
 }
 
 fn progress(text: &str) {
