@@ -104,7 +104,7 @@ fn the_destination_is_the_one_that_the_program_asked_for() -> Result<()> {
     serve(&client, 15001)?;
     for (iptables, network) in [("iptables", "203.0.113.0/24"), ("ip6tables", "2001:db8::/32")] {
         let rule = ["-t", "nat", "-A", "OUTPUT", "-p", "tcp", "-d", network, "-j", "REDIRECT"];
-        client.run(&Cmd::new(iptables).args(rule).args(["--to-ports", "15001"]))?;
+        client.firewall(iptables, rule.into_iter().chain(["--to-ports", "15001"]))?;
     }
     let beyond: [IpAddr; 2] = ["203.0.113.9".parse()?, "2001:db8::9".parse()?];
     let mut asked: Vec<_> = beyond.map(|address| at(address, 443)).into();

@@ -105,7 +105,7 @@ fn a_tuners_answers_keep_their_effect() -> Result<()> {
     let mut mesh = Mesh::new()?;
     let (caller, server, silent) = (mesh.pod("caller")?, mesh.server("server")?, mesh.pod("silent")?);
     let drop_all = ["-I", "FORWARD", "-d", &silent.v4().to_string(), "-j", "DROP"];
-    mesh.bed.node()?.run(&Cmd::new("iptables").args(drop_all))?;
+    mesh.bed.node()?.firewall("iptables", drop_all)?;
     assert_eq!(tuned(&caller, &server, silent.v4())?, (false, false), "nobody tunes");
 
     for cgroup in [mesh.bed.pods_cgroup(), mesh.bed.cgroup().to_owned()] {
