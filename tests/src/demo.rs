@@ -15,8 +15,9 @@ use crate::bed::{Bed, Proc};
 use crate::bookinfo::{self, HTTP_PORT, Load, OUTSIDE};
 use crate::cmd::{Cmd, Stream};
 
-/// How long the programs may take to load, and `observe` to write when it has been asked to end.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long the programs may take to load (a second of the verifier's time, on a machine that may be busy), and `observe` to write when
+/// it has been asked to end.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// How much longer the load may take than it should.
 const LOAD_PATIENCE: Duration = Duration::from_secs(120);
 /// Calls a second while the bed is kept.

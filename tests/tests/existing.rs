@@ -20,6 +20,8 @@ use sidescope_tests::{Bed, Cmd, Host, Proc, ServicePort};
 
 const TESTBED: &str = env!("CARGO_BIN_EXE_testbed");
 const SOON: Duration = Duration::from_secs(20);
+/// Patience with the start of a watch: the verifier has a second of work then, and so have those of the tests that run beside.
+const START: Duration = Duration::from_secs(60);
 
 /// The binary under test: what `SIDESCOPE_BIN` names, else what the same cargo has built beside the tests.
 fn sidescope() -> Result<PathBuf> {
@@ -192,7 +194,7 @@ fn observe_learns_what_was_open_before_and_tells_it() -> Result<()> {
         observe = observe.arg(option).arg(path);
     }
     let observer = bed.spawn_on_machine(&observe)?;
-    observer.wait_for_log("watching", SOON)?;
+    observer.wait_for_log("watching", START)?;
     // At once: what the scan under way finds counts.
     observer.signal(Signal::SIGINT)?;
     observer.success(SOON)?;
