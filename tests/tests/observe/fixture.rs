@@ -87,6 +87,12 @@ impl Mesh {
     pub(crate) fn observe(&self) -> Result<Observer> {
         Observer::start(&self.bed, &self.bed.pods_cgroup(), &self.inventory()?)
     }
+
+    /// The same; it says more of what it does.
+    pub(crate) fn observe_and_tell(&self) -> Result<Observer> {
+        let cmd = Cmd::new(sidescope()?).env("RUST_LOG", "debug");
+        Observer::start_as(cmd, &self.bed, &self.bed.pods_cgroup(), &self.inventory()?, &[])
+    }
 }
 
 pub(crate) fn greet(pod: &Host) -> Result<()> {
