@@ -6,14 +6,16 @@
 //! rights that this one lacks.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::net::{IpAddr, UdpSocket};
 use std::ops::ControlFlow;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::{io, mem};
 
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::ifaddrs::getifaddrs;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
@@ -132,10 +134,9 @@ pub fn look(cgroup: &Path, what: What, mut emit: impl FnMut(Part) -> ControlFlow
         if !seen.insert(inode) {
             continue;
         }
-        let file = match File::open(&path).and_then(|file| Ok((is_namespace(&file, inode)?, file))) {
-            Ok((true, file)) => file,
-            // The process has ended or moved since, or what lies there is no namespace: whoever makes one there makes the file first.
-            Ok((false, _)) => {
+        let file = match open(&path, inode) {
+            Ok(Some(file)) => file,
+            Ok(None) => {
                 seen.remove(&inode);
                 continue;
             }
@@ -261,9 +262,15 @@ fn is_gone(err: &io::Error) -> bool {
     err.kind() == io::ErrorKind::NotFound || err.raw_os_error() == Some(Errno::ESRCH as i32)
 }
 
-/// Whether an open file is the namespace with this inode.
-fn is_namespace(file: &File, inode: u64) -> io::Result<bool> {
-    Ok(file.metadata()?.ino() == inode && fstatfs(file)?.filesystem_type() == NSFS_MAGIC)
+/// Opens the namespace with this inode. `None` if something else is there: the process has ended or moved since, or somebody makes a
+/// named namespace, or removes one. Its file is there before and after it, and is nobody's to read; so it is looked at without being
+/// opened first, and what was looked at is opened, not what the path leads to by then.
+fn open(path: &Path, inode: u64) -> io::Result<Option<File>> {
+    let place = OpenOptions::new().read(true).custom_flags(OFlag::O_PATH.bits()).open(path)?;
+    if place.metadata()?.ino() != inode || fstatfs(&place)?.filesystem_type() != NSFS_MAGIC {
+        return Ok(None);
+    }
+    File::open(format!("/proc/self/fd/{}", place.as_raw_fd())).map(Some)
 }
 
 /// By the inode of a namespace, the cgroups that are at home there and nowhere else.

@@ -1,6 +1,6 @@
 //! `sidescope observe`: the whole pipeline in one process, on one machine, over a file of Kubernetes objects.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -80,7 +80,6 @@ pub async fn run(args: &Observe) -> Result<(), Failure> {
         collector: Collector::default(),
         sources: Sources::default(),
         older: Older::default(),
-        looked_for: HashSet::new(),
         unannounced: 0,
         swept: Instant::now(),
         index: &index,
@@ -145,8 +144,6 @@ struct Watch<'m> {
     collector: Collector,
     sources: Sources,
     older: Older,
-    /// Namespaces that were asked for; what is not known of an ended one never will be. Bounded as the edges are.
-    looked_for: HashSet<u64>,
     /// Edges without an event at the last sweep.
     unannounced: u64,
     /// When the last sweep was.
@@ -193,15 +190,9 @@ impl Watch<'_> {
             self.swept = Instant::now();
             self.collector.sweep(self.probes.edges()?);
         }
-        // What the scan under way leaves open is asked for when it is through.
-        if self.scans.under_way() {
-            return Ok(());
-        }
-        let mut news = self.sources.is_empty();
-        for key in self.collector.edges().keys() {
-            news |= self.sources.lacks(key.netns) && self.looked_for.insert(key.netns);
-        }
-        self.scan_if_due(news);
+        let namespaces = self.collector.edges().keys().map(|key| key.netns);
+        let news = self.scans.are_news(namespaces.filter(|netns| self.sources.lacks(*netns)));
+        self.scan_if_due(news || self.sources.is_empty());
         Ok(())
     }
 

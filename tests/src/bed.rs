@@ -207,9 +207,10 @@ impl Bed {
         self.inner.tear_down()
     }
 
-    /// Stays until a signal comes, which then counts as success: exit code 0.
-    pub fn stay(&self) -> ! {
+    /// Stays until a signal comes, which counts as success (exit code 0) from `announce` on: whoever reads that may send one at once.
+    pub fn stay(&self, announce: impl FnOnce()) -> ! {
         signals::expect_one();
+        announce();
         loop {
             std::thread::park();
         }

@@ -15,8 +15,9 @@ use crate::bed::{Bed, Proc};
 use crate::bookinfo::{self, HTTP_PORT, Load, OUTSIDE};
 use crate::cmd::{Cmd, Stream};
 
-/// How long the programs may take to load, and `observe` to write when it has been asked to end.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long the programs may take to load (a second of the verifier's time, on a machine that may be busy), and `observe` to write when
+/// it has been asked to end.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// How much longer the load may take than it should.
 const LOAD_PATIENCE: Duration = Duration::from_secs(120);
 /// Calls a second while the bed is kept.
@@ -192,7 +193,7 @@ fn keep(bed: &Bed, options: &Options, observe: &Cmd) -> Result<()> {
     // As the user came here.
     let sudo = if env::var_os("SUDO_UID").is_some() { "sudo " } else { "" };
     let productpage = bed.service("productpage")?.v4;
-    progress(&format!(
+    let invitation = format!(
         "bed {id} stays until Ctrl-C (or `{sudo}{testbed} end {id}`), with {KEPT_RATE} calls a second\n\
          \x20   a call:        {sudo}nsenter --net=/run/netns/{outside} curl http://{productpage}:{HTTP_PORT}/productpage\n\
          \x20   in a pod:      {sudo}nsenter --net=/run/netns/{pod} ss -tnp\n\
@@ -203,8 +204,8 @@ fn keep(bed: &Bed, options: &Options, observe: &Cmd) -> Result<()> {
         outside = outside.netns(),
         pod = pod.netns(),
         observe = observe.line(),
-    ));
-    bed.stay()
+    );
+    bed.stay(|| progress(&invitation))
 }
 
 fn progress(text: &str) {

@@ -4,8 +4,8 @@ use std::collections::HashSet;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::{Duration, Instant};
-use std::{io, thread};
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
@@ -16,14 +16,11 @@ use sidescope::sockets::Socket;
 
 use crate::bed::Bed;
 use crate::cmd::Cmd;
-use crate::wait::wait_for;
 
 /// The port that the pods of [`run`] listen on.
 const PORT: u16 = 8080;
 /// Longer than opening all connections takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How long a route to a new address may take.
-const ROUTE: Duration = Duration::from_secs(10);
 /// How often it is measured; the median counts.
 const ROUNDS: usize = 5;
 
@@ -132,12 +129,7 @@ pub fn keep(listen: Option<u16>, each: usize, addresses: &[SocketAddr]) -> Resul
     let mut open = Vec::new();
     for address in addresses {
         for _ in 0..each {
-            // A new address is there a moment before the route to it.
-            let stream = wait_for("a route", ROUTE, || match TcpStream::connect(address) {
-                Err(error) if error.kind() == io::ErrorKind::HostUnreachable => Ok(None),
-                other => other.map(Some).with_context(|| format!("cannot connect to {address}")),
-            })?;
-            open.push(stream);
+            open.push(TcpStream::connect(address).with_context(|| format!("cannot connect to {address}"))?);
         }
     }
     println!("{} open", open.len());

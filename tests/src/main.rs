@@ -233,8 +233,7 @@ fn run(command: Command) -> Result<()> {
         Command::Hold => {
             let bed = Bed::new()?;
             let sleeper = bed.add_pod("a")?.spawn(&Cmd::new("sleep").arg("1000"))?;
-            println!("{} {}", bed.id(), sleeper.pid());
-            bed.stay()
+            bed.stay(|| println!("{} {}", bed.id(), sleeper.pid()))
         }
     }
 }

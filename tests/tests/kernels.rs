@@ -13,8 +13,8 @@ use sidescope_tests::inventory::{self, Deployment};
 use sidescope_tests::{Bed, Cmd, Host, Proc, Service, ServicePort, wait_for};
 
 const TESTBED: &str = env!("CARGO_BIN_EXE_testbed");
-/// Emulated processors are slow.
-const SOON: Duration = Duration::from_secs(60);
+/// Emulated processors are slow, and the verifier has a second of work on a real one.
+const SOON: Duration = Duration::from_secs(180);
 const PORT: u16 = 9080;
 
 /// A bed with a server and its service, and `sidescope observe` on its pods.
@@ -173,7 +173,8 @@ fn a_pod_whose_every_connect_fails_before_anything_is_sent_is_known() -> Result<
     client.unroute("203.0.113.1")?;
     let watcher = scene.watch(&[&client])?;
     // A pod has a process for as long as it lives; the connects come from others of its cgroup, which are gone at once.
-    client.spawn(&Cmd::new("sleep").arg("1000"))?;
+    let process = client.spawn(&Cmd::new("sh").args(["-c", "echo here; exec sleep 1000"]))?;
+    process.wait_for_log("here", SOON)?;
     fails(&client, "203.0.113.1:443")?;
     let (graph, said) = scene.end(&watcher)?;
     let expected = BTreeMap::from([("203.0.113.1:443".to_owned(), 1)]);

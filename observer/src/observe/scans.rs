@@ -1,5 +1,6 @@
 //! When the network namespaces are scanned: at most one scan at a time, beside the runtime.
 
+use std::collections::HashSet;
 use std::future::pending;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -14,12 +15,20 @@ pub(super) struct Scans {
     cgroup: PathBuf,
     running: Option<(What, Running)>,
     sockets_due: Instant,
+    /// Namespaces whose addresses were asked for; those of an ended one will never be known. Bounded as the edges are.
+    looked_for: HashSet<u64>,
 }
 
 impl Scans {
     /// Of the processes of this cgroup; the first one is due at once.
     pub(super) fn new(cgroup: PathBuf, now: Instant) -> Self {
-        Self { cgroup, running: None, sockets_due: now }
+        Self { cgroup, running: None, sockets_due: now, looked_for: HashSet::new() }
+    }
+
+    /// Whether a scan has to look for the addresses of one of these namespaces: once for each, and not while a scan is under way, which
+    /// may be past it.
+    pub(super) fn are_news(&mut self, missing: impl IntoIterator<Item = u64>) -> bool {
+        !self.under_way() && missing.into_iter().filter(|netns| self.looked_for.insert(*netns)).count() > 0
     }
 
     /// Starts a scan if it is time for the sockets or if `addresses` are wanted, and none is under way.
@@ -58,5 +67,25 @@ impl Scans {
                 },
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn a_namespace_that_comes_while_a_scan_is_under_way_is_looked_for_afterwards() {
+        let mut scans = Scans::new(PathBuf::new(), Instant::now());
+        assert!(scans.are_news([1, 2]));
+        assert!(!scans.are_news([1, 2]), "once");
+        let (_send, found) = mpsc::channel(1);
+        scans.running = Some((What::Addresses, Running::new(found, None)));
+        assert!(!scans.are_news([2, 3]), "the scan may be past it");
+        scans.running = None;
+        assert!(scans.are_news([2, 3]));
+        assert!(!scans.are_news([2, 3]));
     }
 }

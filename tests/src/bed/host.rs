@@ -89,6 +89,11 @@ impl Host {
         self.run(&Cmd::new("ip").args(["route", "add", "unreachable", network])).map(drop)
     }
 
+    /// Changes the firewall here, by `iptables` or `ip6tables`.
+    pub fn firewall<'a>(&self, program: &str, change: impl IntoIterator<Item = &'a str>) -> Result<()> {
+        self.run(&Cmd::new(program).arg(WAIT).args(change)).map(drop)
+    }
+
     /// Waits until a process listens on a TCP port here. `process` is who should: its end ends the wait.
     pub fn wait_listening(&self, port: u16, process: &Proc, timeout: Duration) -> Result<()> {
         let what = format!("port {port} in {}", self.data.netns);
@@ -109,6 +114,9 @@ fn listens(sockets: &str, port: u16) -> bool {
     })
 }
 
+/// The older iptables have one lock for all namespaces of the machine, and fail where they are not told to wait for it.
+const WAIT: &str = "--wait";
+
 /// Settings that links take over when they are made. Addresses are ours to give, so nobody looks for duplicates: while a bridge
 /// does that with its link-local address it asks for no neighbour, and the first seconds lose packets.
 const FROM_THE_FIRST_PACKET: [(&str, &str); 4] = [
@@ -117,6 +125,9 @@ const FROM_THE_FIRST_PACKET: [(&str, &str); 4] = [
     ("ipv6/conf/default/accept_ra", "0"),
     ("ipv6/conf/default/accept_redirects", "0"),
 ];
+
+/// How long the kernel may take for what it does after it has said that a link or an address is there.
+const READY: Duration = Duration::from_secs(10);
 
 /// Makes the node: bridge, gateway, forwarding, and a route for ClusterIPs, without which none would get as far as the rules.
 pub(crate) fn make_node(node: &HostData) -> Result<()> {
@@ -175,6 +186,7 @@ pub(crate) fn make_lone(host: &HostData) -> Result<()> {
              route add local {network}/{bits} dev lo table local src {v4}\n"
         ),
     )?;
+    wait_own(host)?;
     // Ports for many connections; none of them is ever sent to another machine.
     sysctl(host, &[("ipv4/ip_local_port_range", "2048\t65000")])
 }
@@ -207,13 +219,36 @@ pub(crate) fn join(node: &HostData, host: &HostData, number: usize) -> Result<()
              route add ::/0 via {} dev eth0\n",
             GATEWAY.0, GATEWAY.1, GATEWAY.0, GATEWAY.1
         ),
-    )
+    )?;
+    wait_up(node, &format!("v{number}"))?;
+    // Up with the first of its ports.
+    wait_up(node, "br0")?;
+    wait_up(host, "eth0")?;
+    wait_own(host)
+}
+
+/// Waits until a link takes packets. The kernel sees to that after it has said that the link is set up, and drops what comes before.
+fn wait_up(host: &HostData, link: &str) -> Result<()> {
+    wait_for(&format!("link {link} in {}", host.netns), READY, || {
+        let shown = Cmd::new("ip").args(["-n", &host.netns, "-o", "link", "show", link]).run()?.stdout;
+        Ok(String::from_utf8_lossy(&shown).contains(" state UP ").then_some(()))
+    })
+}
+
+/// Waits until a host takes what is sent to its IPv6 address: that is there a moment before the route to it.
+fn wait_own(host: &HostData) -> Result<()> {
+    let address = host.v6.to_string();
+    wait_for(&format!("a route to {address} in {}", host.netns), READY, || {
+        let route =
+            Cmd::new("ip").args(["-n", &host.netns, "-6", "route", "show", "table", "local", &address]);
+        Ok((!route.run()?.stdout.is_empty()).then_some(()))
+    })
 }
 
 /// Puts the rules of these services in place of those that were there.
 pub(crate) fn program(node: &HostData, services: &[&Service]) -> Result<()> {
     for (restore, family) in [("iptables-restore", Family::V4), ("ip6tables-restore", Family::V6)] {
-        inside(node, Cmd::new(restore).stdin(rules(services, family))).run()?;
+        inside(node, Cmd::new(restore).arg(WAIT).stdin(rules(services, family))).run()?;
     }
     Ok(())
 }

@@ -34,7 +34,8 @@ pub(crate) struct Running {
 /// The same command, as it is run on a host of a bed or, without one, on the machine.
 ///
 /// The shim joins the cgroup before anything else happens; the namespace needs root, so the user changes after it; and the
-/// parent-death signal comes last, because the kernel forgets it when the user changes.
+/// parent-death signal comes last, because the kernel forgets it when the user changes. Who is killed before that is asked for leaves
+/// the process behind: on a host, for the next bed to sweep; on the machine it sees that its parent is another, and ends.
 pub(crate) fn placed(host: Option<&HostData>, cmd: &Cmd) -> Cmd {
     let mut outer = match host {
         Some(host) => {
@@ -55,7 +56,12 @@ pub(crate) fn placed(host: Option<&HostData>, cmd: &Cmd) -> Cmd {
         let uid = uid.to_string();
         outer = outer.args(["--reuid", &uid, "--regid", &uid, "--clear-groups"]);
     }
-    outer = outer.arg("--").arg(&cmd.program).args(&cmd.args);
+    outer = outer.arg("--");
+    if host.is_none() {
+        let parent = std::process::id().to_string();
+        outer = outer.args(["sh", "-c", r#"[ "$PPID" = "$0" ] && exec "$@""#, &parent]);
+    }
+    outer = outer.arg(&cmd.program).args(&cmd.args);
     outer.env.clone_from(&cmd.env);
     outer.stdin.clone_from(&cmd.stdin);
     outer
@@ -139,9 +145,11 @@ impl Proc {
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
-    /// Its exit status, if it has ended.
+    /// Its exit status, if it has ended and all that it has said has been copied.
     pub fn exited(&self) -> Result<Option<ExitStatus>> {
-        lock(&self.running.child).try_wait().with_context(|| format!("cannot wait for `{}`", self.line()))
+        let status = lock(&self.running.child).try_wait();
+        let status = status.with_context(|| format!("cannot wait for `{}`", self.line()))?;
+        Ok(status.filter(|_| lock(&self.running.tees).iter().all(JoinHandle::is_finished)))
     }
 
     /// An error with what it has said, if it has ended.
@@ -162,15 +170,9 @@ impl Proc {
         Ok(())
     }
 
-    /// Waits for its end, and until all that it has said has been copied.
+    /// Waits for its end.
     pub fn wait(&self, timeout: Duration) -> Result<ExitStatus> {
-        let what = format!("the end of `{}`", self.line());
-        wait_for(&what, timeout, || {
-            let Some(status) = self.exited()? else {
-                return Ok(None);
-            };
-            Ok(lock(&self.running.tees).iter().all(JoinHandle::is_finished).then_some(status))
-        })
+        wait_for(&format!("the end of `{}`", self.line()), timeout, || self.exited())
     }
 
     /// Waits for its end; an exit code other than 0 is an error with what it has said.
@@ -186,10 +188,12 @@ impl Proc {
     pub fn wait_for_log(&self, text: &str, timeout: Duration) -> Result<()> {
         let what = format!("`{text}` in what `{}` says", self.line());
         wait_for(&what, timeout, || {
+            // Asked for first: it may say the text and end between two looks.
+            let running = self.must_run();
             if self.log()?.contains(text) {
                 return Ok(Some(()));
             }
-            self.must_run().map(|()| None)
+            running.map(|()| None)
         })
     }
 

@@ -100,6 +100,8 @@ impl Client {
     pub(crate) fn new(names: &Names, reuse: Reuse) -> Self {
         let mut connector = HttpConnector::new_with_resolver(names.clone());
         connector.set_connect_timeout(Some(TIMEOUT));
+        // One address after the other: on a busy machine a second try beside a slow first one would be a second edge.
+        connector.set_happy_eyeballs_timeout(None);
         connector.set_nodelay(true);
         let mut builder = HyperClient::builder(TokioExecutor::new());
         if reuse == Reuse::Never {

@@ -86,7 +86,7 @@ fn an_external_address_is_attributed_to_the_name_it_was_asked_by() -> Result<()>
         for protocol in ["udp", "tcp"] {
             let rule = ["-t", "nat", "-A", "OUTPUT", "-p", protocol, "--dport", "53", "-m", "owner", "!"];
             let to_proxy = ["--uid-owner", "1337", "-j", "REDIRECT", "--to-ports", "15053"];
-            pod.run(&Cmd::new("iptables").args(rule).args(to_proxy))?;
+            pod.firewall("iptables", rule.into_iter().chain(to_proxy))?;
         }
     }
 

@@ -88,7 +88,7 @@ fn a_connection_that_comes_to_nothing_makes_an_edge() -> Result<()> {
     let denied = Ipv4Addr::new(203, 0, 113, 3);
     caller.unroute(&unrouted.to_string())?;
     let drop_all = ["-I", "FORWARD", "-d", &silent.v4().to_string(), "-j", "DROP"];
-    mesh.bed.node()?.run(&Cmd::new("iptables").args(drop_all))?;
+    mesh.bed.node()?.firewall("iptables", drop_all)?;
     let _peers = Peers::new()?.deny(denied)?.attach("peer_deny4", &mesh.bed.pods_cgroup())?;
 
     let observer = mesh.observe()?;

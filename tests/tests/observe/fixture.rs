@@ -16,6 +16,8 @@ use tempfile::TempDir;
 pub(crate) const TESTBED: &str = env!("CARGO_BIN_EXE_testbed");
 /// Patience with what takes well under a second on an idle machine.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
+/// Patience with the start of a watch: the verifier has a second of work then, and so have those of the tests that run beside.
+const START: Duration = Duration::from_secs(60);
 
 /// The binary under test: what `SIDESCOPE_BIN` names, else what the same cargo has built beside the tests.
 pub(crate) fn sidescope() -> Result<PathBuf> {
@@ -95,6 +97,12 @@ impl Mesh {
     pub(crate) fn observe(&self) -> Result<Observer> {
         Observer::start(&self.bed, &self.bed.pods_cgroup(), &self.inventory()?)
     }
+
+    /// The same; it says more of what it does.
+    pub(crate) fn observe_and_tell(&self) -> Result<Observer> {
+        let cmd = Cmd::new(sidescope()?).env("RUST_LOG", "debug");
+        Observer::start_as(cmd, &self.bed, &self.bed.pods_cgroup(), &self.inventory()?, &[])
+    }
 }
 
 pub(crate) fn greet(pod: &Host) -> Result<()> {
@@ -150,7 +158,7 @@ impl Observer {
             cmd = cmd.arg(option).arg(path);
         }
         let process = bed.spawn_on_machine(&cmd.args(more))?;
-        process.wait_for_log("watching", SOON)?;
+        process.wait_for_log("watching", START)?;
         Ok(Self { process, folder })
     }
 

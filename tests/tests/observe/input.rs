@@ -144,7 +144,9 @@ fn another_user_than_root_is_told_what_is_needed() -> Result<()> {
     let setup = Setup::new(SERVICE)?;
     // In a place that everybody can read, writable results included.
     let binary = setup.folder.path().join("sidescope");
-    fs::copy(sidescope()?, &binary)?;
+    // Not by this process: what another test starts meanwhile would hold the copy open for writing, and what is cannot be run.
+    let copied = Command::new("cp").arg(sidescope()?).arg(&binary).status()?;
+    assert!(copied.success());
     let chmod = Command::new("chmod").args(["-R", "a+rwX"]).arg(setup.folder.path()).status()?;
     assert!(chmod.success());
     let mut command = Command::new("setpriv");

@@ -64,8 +64,10 @@ fn an_edge_has_the_destination_from_before_a_rewrite_at_the_root() -> Result<()>
     for peer_is_first in [true, false] {
         let attach = || Peers::new()?.rewrite(front, server.v4())?.attach("peer_rewrite4", mesh.bed.cgroup());
         let before = peer_is_first.then(attach).transpose()?;
-        let observer = mesh.observe()?;
+        let observer = mesh.observe_and_tell()?;
         let after = (!peer_is_first).then(attach).transpose()?;
+        // A socket that is open when the sockets are listed shows where it was led to.
+        observer.process.wait_for_log("network namespaces looked at", SOON)?;
         let output = caller.run(&Cmd::new(TESTBED).args(["connect", &port_80(front).to_string()]))?;
         assert_eq!(output.stdout, b"server");
         let results = observer.stop()?;
@@ -89,8 +91,11 @@ fn socket(host: &Host, address: Ipv4Addr, ready: impl Fn(&str) -> bool) -> Resul
 fn tuned(caller: &Host, server: &Host, silent: Ipv4Addr) -> Result<(bool, bool)> {
     let waiting = caller.spawn(&dial_cmd("held", port_80(silent)))?;
     let text = socket(caller, silent, |text| text.contains("rto:"))?;
-    let rto = text.split("rto:").nth(1).and_then(|rest| rest.split_whitespace().next());
-    let rto: f64 = rto.context("no rto")?.parse()?;
+    let figure = |name| text.split(name).nth(1).and_then(|rest| rest.split_whitespace().next());
+    let rto: f64 = figure("rto:").context("no rto")?.parse()?;
+    // The kernel doubles it with each packet that it sends again.
+    let doubled: i32 = figure("backoff:").unwrap_or("0").parse()?;
+    let rto = rto / f64::from(doubled).exp2();
     waiting.kill();
 
     let held = caller.spawn(&dial_cmd("held", port_80(server.v4())))?;
@@ -105,7 +110,7 @@ fn a_tuners_answers_keep_their_effect() -> Result<()> {
     let mut mesh = Mesh::new()?;
     let (caller, server, silent) = (mesh.pod("caller")?, mesh.server("server")?, mesh.pod("silent")?);
     let drop_all = ["-I", "FORWARD", "-d", &silent.v4().to_string(), "-j", "DROP"];
-    mesh.bed.node()?.run(&Cmd::new("iptables").args(drop_all))?;
+    mesh.bed.node()?.firewall("iptables", drop_all)?;
     assert_eq!(tuned(&caller, &server, silent.v4())?, (false, false), "nobody tunes");
 
     for cgroup in [mesh.bed.pods_cgroup(), mesh.bed.cgroup().to_owned()] {

@@ -4,8 +4,11 @@ use std::fs;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use sidescope_tests::{Cmd, wait_for};
 
-use crate::fixture::sidescope;
+use crate::fixture::{SOON, sidescope};
 
 /// The fenced blocks of the README that show output of the demo.
 fn shown(readme: &str) -> Result<Vec<&str>> {
@@ -41,28 +44,39 @@ fn every_line_that_the_readme_shows_of_the_demo_is_printed_by_it_in_this_order()
     Ok(())
 }
 
+/// The seconds of every live line that a screen has shown.
+fn live_lines(screen: &str) -> Vec<u64> {
+    let words: Vec<&str> = screen.split_whitespace().collect();
+    let figures = "0 connections 0 edges 0 hosts 0 unresolved";
+    let lines = words.windows(9).filter(|line| line[1..].join(" ") == figures);
+    lines.filter_map(|line| line[0].strip_suffix('s')?.parse().ok()).collect()
+}
+
 #[test]
 fn a_terminal_shows_one_live_line() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let inventory = folder.path().join("inventory.yaml");
+    let [inventory, out, number] = ["inventory.yaml", "out", "number"].map(|name| folder.path().join(name));
     fs::write(&inventory, "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nstatus: {podIP: 10.0.0.1}\n")?;
     let bed = sidescope_tests::Bed::new()?;
     let observe = format!(
-        "{} observe --for 2500ms --inventory {} --out {} --cgroup {}",
+        "echo $$ >{}; exec {} observe --inventory {} --out {} --cgroup {}",
+        number.display(),
         sidescope()?.display(),
         inventory.display(),
-        folder.path().join("out").display(),
+        out.display(),
         bed.cgroup().display()
     );
     // `script` gives it a terminal.
-    let output =
-        Command::new("script").args(["--quiet", "--return", "--command", &observe, "/dev/null"]).output()?;
-    let screen = String::from_utf8(output.stdout)?;
-    ensure!(output.status.success(), "{screen}");
-    let live = "connections  0 edges  0 hosts  0 unresolved";
-    ensure!(
-        screen.contains(&format!("1s  0 {live}")) && screen.contains(&format!("2s  0 {live}")),
-        "{screen:?}"
-    );
+    let options = ["--quiet", "--return", "--flush", "--command", &observe, "/dev/null"];
+    let terminal = bed.spawn_on_machine(&Cmd::new("script").args(options))?;
+    let shown = wait_for("a live line that goes on", SOON, || {
+        terminal.must_run()?;
+        let shown = live_lines(&terminal.log()?);
+        Ok(shown.iter().any(|seconds| *seconds > shown[0]).then_some(shown))
+    })?;
+    ensure!(shown.is_sorted(), "time goes back: {shown:?}");
+    let observer: i32 = fs::read_to_string(&number)?.trim().parse()?;
+    kill(Pid::from_raw(observer), Signal::SIGINT)?;
+    terminal.success(SOON)?;
     bed.end()
 }

@@ -4,7 +4,7 @@
 //! from.
 
 use std::{
-    fs,
+    fs::{self, File},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -39,11 +39,26 @@ pub(crate) fn kernel(version: Version) -> Result<Kernel> {
     if let Some(kernel) = unpacked(version, &dir) {
         return Ok(kernel);
     }
+    let _held = hold(&dir.with_file_name(format!("{}.lock", version.name)))?;
+    // Another run may have fetched it meanwhile.
+    if let Some(kernel) = unpacked(version, &dir) {
+        return Ok(kernel);
+    }
     download(version, &dir)
         .with_context(|| format!("cannot fetch kernel {} (Debian {})", version.name, version.suite))?;
     unpacked(version, &dir).with_context(|| {
         format!("the package of kernel {} has no vmlinuz or no modules: see {}", version.name, dir.display())
     })
+}
+
+/// Waits until no other run fetches the same kernel into this cache. The lock goes with the file, and with the process.
+fn hold(lock: &Path) -> Result<File> {
+    let held = || {
+        lock.parent().map_or(Ok(()), fs::create_dir_all)?;
+        let file = File::create(lock)?;
+        file.lock().map(|()| file)
+    };
+    held().with_context(|| format!("cannot take {}", lock.display()))
 }
 
 fn unpacked(version: Version, dir: &Path) -> Option<Kernel> {
