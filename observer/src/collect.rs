@@ -55,6 +55,10 @@ pub enum Loss {
     TooManyExisting,
     /// A connection that was open before, of which the kernel programs could not be told.
     UnwatchedExisting,
+    /// The agent before this one was killed: hosts and names that it had read and not reported are gone, unless they come again.
+    AgentKilled,
+    /// What an agent of another version had recorded cannot be read.
+    UnreadableLayout,
 }
 
 impl Loss {
@@ -70,6 +74,8 @@ impl Loss {
             Self::DnsAnswer => "dnsAnswer",
             Self::TooManyExisting => "tooManyExisting",
             Self::UnwatchedExisting => "unwatchedExisting",
+            Self::AgentKilled => "agentKilled",
+            Self::UnreadableLayout => "unreadableLayout",
         }
     }
 }
@@ -138,6 +144,8 @@ impl Collector {
         for (key, state) in set {
             let observed = self.edges.entry(key).or_default();
             observed.connects = state.connects;
+            // Only user space puts an edge without a connect into the set, for a connection that is older.
+            observed.existing |= state.connects == 0;
             if observed.looked_up != state.last_ns {
                 look_up(&self.answers, &key, observed, state.last_ns);
             }
@@ -170,6 +178,16 @@ impl Collector {
         if let Some(observed) = self.edges.get_mut(key) {
             observed.host_unknown = true;
         }
+    }
+
+    /// The agent before this one was killed.
+    pub fn agent_killed(&mut self) {
+        self.count(Loss::AgentKilled);
+    }
+
+    /// What an agent of another version had recorded cannot be read.
+    pub fn unreadable_layout(&mut self) {
+        self.count(Loss::UnreadableLayout);
     }
 
     /// Connections that were open and could not be listed.
@@ -372,6 +390,14 @@ mod tests {
         let observed = &collector.edges()[&key];
         assert_eq!((observed.existing, observed.connects), (true, 3));
         assert!(collector.losses().is_empty());
+    }
+
+    #[test]
+    fn an_edge_without_a_connect_in_the_set_is_that_of_a_connection_from_before() {
+        let mut collector = Collector::default();
+        collector.sweep([(key(1), state(0, 0)), (key(2), state(1, 0))]);
+        let existing = |port| collector.edges()[&key(port)].existing;
+        assert_eq!((existing(1), existing(2)), (true, false));
     }
 
     #[test]

@@ -135,6 +135,9 @@ enum Command {
         /// Where the input is cut into pieces
         #[arg(long, value_delimiter = ',')]
         cuts: Vec<usize>,
+        /// Keep the last piece until this file is there
+        #[arg(long)]
+        wait: Option<PathBuf>,
     },
     /// Answer DNS questions on port 53 or another: NAME=ADDRESS, or ALIAS=NAME
     #[command(hide = true)]
@@ -210,7 +213,7 @@ fn run(command: Command) -> Result<()> {
         Command::Keep { listen, each, addresses } => existing::keep(listen, each, &addresses),
         Command::Look { cgroup } => existing::look(&cgroup),
         Command::Sink { port } => tcp::sink(port),
-        Command::Send { address, cuts } => tcp::send(address, &cuts),
+        Command::Send { address, cuts, wait } => tcp::send(address, &cuts, wait.as_deref()),
         Command::Answer { port, records } => dns::answer(port, &records),
         Command::Forward { port, server } => dns::forward(port, server),
         Command::Ask { how, server, name, port, v6 } => dns::ask(how, server, &name, port, v6),

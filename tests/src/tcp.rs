@@ -2,13 +2,18 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use crate::wait::wait_for;
+
 /// Longer than a refusal takes, shorter than a test may.
 const TIMEOUT: Duration = Duration::from_secs(5);
+/// Longer than a test takes.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Sends each connection a text and closes it.
 pub fn greet(port: u16, text: &str) -> Result<()> {
@@ -63,7 +68,7 @@ fn swallow(mut stream: TcpStream) -> io::Result<()> {
 
 /// Sends what it reads to a sink, cut into pieces at these places. Each is a packet of its own (or several, if it is large):
 /// it waits until the sink has told of all bytes of one before it sends the next.
-pub fn send(address: SocketAddr, cuts: &[usize]) -> Result<()> {
+pub fn send(address: SocketAddr, cuts: &[usize], wait: Option<&Path>) -> Result<()> {
     let mut bytes = Vec::new();
     io::stdin().read_to_end(&mut bytes).context("cannot read standard input")?;
     let mut stream =
@@ -72,6 +77,10 @@ pub fn send(address: SocketAddr, cuts: &[usize]) -> Result<()> {
     stream.set_read_timeout(Some(TIMEOUT))?;
     let mut start = 0;
     for end in cuts.iter().copied().chain([bytes.len()]) {
+        if let Some(file) = wait.filter(|_| end == bytes.len()) {
+            println!("waiting");
+            wait_for("the sign to send the rest", PATIENCE, || Ok(file.exists().then_some(())))?;
+        }
         let piece = bytes.get(start..end).with_context(|| format!("no piece from {start} to {end}"))?;
         stream.write_all(piece).with_context(|| format!("write to {address}"))?;
         stream.read_exact(&mut vec![0; piece.len()]).with_context(|| format!("read from {address}"))?;

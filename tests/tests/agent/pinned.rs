@@ -1,0 +1,134 @@
+//! What the kernel holds for an agent: asked of the kernel, not of the agent.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use aya::maps::{MapInfo, loaded_maps};
+use aya::programs::links::PinnedLink;
+use aya::programs::{loaded_links, loaded_programs};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use sidescope_tests::wait_for;
+use tempfile::TempDir;
+
+use crate::scene::SOON;
+
+/// A BPF file system, gone with all that is pinned in it when this is dropped.
+pub(crate) struct Bpffs {
+    folder: TempDir,
+}
+
+impl Bpffs {
+    pub(crate) fn new() -> Result<Self> {
+        let bpffs = Self { folder: tempfile::tempdir()? };
+        mount(Some("bpf"), bpffs.path(), Some("bpf"), MsFlags::empty(), None::<&str>)
+            .context("cannot mount a BPF file system")?;
+        Ok(bpffs)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub(crate) fn read_only(&self) -> Result<()> {
+        let flags = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+        mount(None::<&str>, self.path(), None::<&str>, flags, None::<&str>).context("cannot mount it again")
+    }
+
+    /// Where all layouts are.
+    pub(crate) fn root(&self) -> PathBuf {
+        self.path().join("sidescope")
+    }
+
+    /// The names of the layouts.
+    pub(crate) fn layouts(&self) -> Result<Vec<String>> {
+        let entries = fs::read_dir(self.root())?;
+        entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+    }
+
+    /// The one layout that there is.
+    pub(crate) fn layout(&self) -> Result<PathBuf> {
+        let layouts = self.layouts()?;
+        anyhow::ensure!(layouts.len() == 1, "not one layout: {layouts:?}");
+        Ok(self.root().join(&layouts[0]))
+    }
+
+    fn pins(&self) -> Result<Vec<PathBuf>> {
+        let mut pins = Vec::new();
+        for layout in self.layouts()? {
+            for entry in fs::read_dir(self.root().join(layout))? {
+                let entry = entry?;
+                if entry.file_type()?.is_file() {
+                    pins.push(entry.path());
+                }
+            }
+        }
+        Ok(pins)
+    }
+
+    /// The ids of all links on a cgroup, by whatever they are held: a pin here, or any process.
+    pub(crate) fn links_on(&self, cgroup: &Path) -> Result<BTreeSet<u32>> {
+        let held: Vec<PinnedLink> =
+            self.pins()?.iter().map(PinnedLink::from_pin).collect::<Result<_, _>>()?;
+        let wanted = format!("cgroup_id:\t{}", fs::metadata(cgroup)?.ino());
+        let mut links = BTreeSet::new();
+        for process in fs::read_dir("/proc")? {
+            // Processes and their files may be gone by now.
+            for file in fs::read_dir(process?.path().join("fdinfo")).into_iter().flatten().flatten() {
+                let info = fs::read_to_string(file.path()).unwrap_or_default();
+                if info.lines().any(|line| line == wanted) {
+                    let id = info.lines().find_map(|line| line.strip_prefix("link_id:"));
+                    links.insert(id.context("a link without an id")?.trim().parse()?);
+                }
+            }
+        }
+        drop(held);
+        Ok(links)
+    }
+
+    /// All that the kernel has loaded for what is pinned here.
+    pub(crate) fn objects(&self, cgroup: &Path) -> Result<Objects> {
+        let links = self.links_on(cgroup)?;
+        let mut maps: BTreeSet<u32> =
+            self.pins()?.iter().filter_map(|pin| Some(MapInfo::from_pin(pin).ok()?.id())).collect();
+        let mut programs = BTreeSet::new();
+        for program in loaded_programs().flatten() {
+            let used = program.map_ids()?.unwrap_or_default();
+            if used.iter().any(|map| maps.contains(map)) {
+                programs.insert(program.id());
+                maps.extend(used);
+            }
+        }
+        Ok(Objects { links, programs, maps })
+    }
+}
+
+impl Drop for Bpffs {
+    fn drop(&mut self) {
+        if let Err(error) = umount2(self.path(), MntFlags::MNT_DETACH) {
+            eprintln!("{} is still mounted: {error}", self.path().display());
+        }
+    }
+}
+
+/// Ids of what is loaded.
+#[derive(Debug)]
+pub(crate) struct Objects {
+    pub(crate) links: BTreeSet<u32>,
+    pub(crate) programs: BTreeSet<u32>,
+    pub(crate) maps: BTreeSet<u32>,
+}
+
+impl Objects {
+    /// Waits until the kernel has freed all of them, which it does in its own time.
+    pub(crate) fn gone(&self) -> Result<()> {
+        wait_for("the end of programs, links and maps", SOON, || {
+            let links = loaded_links().flatten().any(|link| self.links.contains(&link.id()));
+            let programs = loaded_programs().flatten().any(|program| self.programs.contains(&program.id()));
+            let maps = loaded_maps().flatten().any(|map| self.maps.contains(&map.id()));
+            Ok((!links && !programs && !maps).then_some(()))
+        })
+    }
+}
