@@ -33,6 +33,8 @@ impl Scene {
         let bpffs = Bpffs::new()?;
         let bed = Bed::new()?;
         let (client, server) = (bed.add_pod("client")?, bed.add_pod("server")?);
+        // Refused at once and on the spot, however many there are.
+        client.unroute("203.0.113.0/24")?;
         let sink = server.spawn(&Cmd::new(TESTBED).args(["sink", "80"]))?;
         server.wait_listening(80, &sink, SOON)?;
         Ok(Self { bed, client, server, bpffs })
@@ -69,7 +71,7 @@ impl Scene {
     /// A connect that comes to nothing, to a destination of its own.
     pub(crate) fn connect(&self, number: u8) -> Result<SocketAddr> {
         let address = Ipv4Addr::new(203, 0, 113, number);
-        assert_eq!(dial(&self.client, "blocking", address)?, "ENETUNREACH");
+        assert_eq!(dial(&self.client, "blocking", address)?, "EHOSTUNREACH");
         Ok(port_80(address))
     }
 
