@@ -52,7 +52,7 @@ async fn hold(bpffs: &Path) -> Result<Pins, PinError> {
             return Ok(pins);
         }
         if Instant::now() >= end {
-            return Err(PinError::Held { path: bpffs.to_owned() });
+            return Err(PinError::Held { path: bpffs.join(pins::FOLDER) });
         }
         if !told {
             info!(bpffs = %bpffs.display(), seconds = OTHER_AGENT.as_secs(), "another agent runs: waiting for its end");
@@ -100,11 +100,16 @@ async fn watch(
     );
 
     let mut changes = Changes::default();
-    let mut listed = watch.older.is_complete() && adopted.is_some();
+    let mut listed = watch.older.is_complete();
     loop {
         tokio::select! {
             () = stop.told() => break,
             step = watch.step() => if step? == Step::Tick {
+                anyhow::ensure!(
+                    layout.is_pinned(),
+                    "somebody has removed pins below {} while this agent ran: programs are no longer attached; start it again",
+                    pins.root().display()
+                );
                 report(&watch, &mut changes)?;
                 if !listed && watch.older.is_complete() {
                     layout.mark(Mark::Listed)?;
@@ -147,8 +152,8 @@ fn drain(other: &pins::Other, watch: &mut Watch) -> Result<(), PinError> {
 
 fn warn_of_kill() {
     warn!(
-        "the agent before this one was killed: host names that it had read and not reported are known again with the next request that \
-         names them"
+        "the agent before this one has not reported to its end (killed, or it failed): host names that it had read are known again \
+         with the next request that names them"
     );
 }
 

@@ -117,7 +117,6 @@ impl Probes {
 
     /// Moves edges into the own set, which keeps them if this process dies before it could report them; returns how many, and those
     /// that have no room.
-    #[expect(clippy::type_complexity, reason = "two results of one walk")]
     fn add_edges(
         &mut self,
         edges: &HashMap<MapData, EdgeKey, EdgeState>,

@@ -21,8 +21,8 @@ use super::{HOOKS, OBJECT, ProbeError, Probes, Programs, Settings, layout};
 pub use error::PinError;
 use error::failed;
 
-/// The folder of all layouts.
-const FOLDER: &str = "sidescope";
+/// The folder of all layouts, in the BPF file system.
+pub const FOLDER: &str = "sidescope";
 /// All maps that programs share. The edge set is the first to go: where it is missing, it was read.
 const MAPS: [&str; 13] = [
     names::EDGES,
@@ -181,6 +181,11 @@ impl Pins {
         fs::rename(&from, to).map_err(failed("rename", &from))
     }
 
+    /// The folder.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// Removes a layout that is of no more use.
     ///
     /// # Errors
@@ -191,6 +196,11 @@ impl Pins {
 }
 
 impl Layout {
+    /// Whether the pins that hold the programs to their cgroup are still there.
+    pub fn is_pinned(&self) -> bool {
+        HOOKS.iter().all(|name| self.dir.join(name).exists())
+    }
+
     /// Leaves a mark for the next agent.
     ///
     /// # Errors

@@ -59,6 +59,20 @@ fn a_purge_beside_an_agent_is_refused() -> Result<()> {
 }
 
 #[test]
+fn an_agent_whose_programs_somebody_takes_off_says_so_and_ends() -> Result<()> {
+    let scene = Scene::new()?;
+    let agent = scene.agent(&[])?;
+    fs::remove_file(scene.bpffs.layout()?.join("sidescope_connect4"))?;
+    assert_eq!(agent.process.wait(SOON)?.code(), Some(1));
+    assert!(agent.process.log()?.contains("start it again"), "{}", agent.process.log()?);
+    let next = scene.agent(&[])?;
+    let seen = scene.connect(1)?;
+    next.tells(&[seen])?;
+    assert_eq!(scene.links()?.len(), HOOKS);
+    scene.bed.end()
+}
+
+#[test]
 fn a_second_agent_waits_for_the_end_of_the_first_but_not_for_ever() -> Result<()> {
     let scene = Scene::new()?;
     let first = scene.agent(&[])?;

@@ -35,7 +35,10 @@ fn connecting<T>(scene: &Scene, during: impl FnOnce() -> Result<T>) -> Result<(T
 fn change(scene: &Scene, more: &[&str], change: impl Fn(&Path) -> Result<()>) -> Result<Agent> {
     let server = scene.server_edge();
     let first = scene.agent(&[])?;
+    // Known to the first agent, so that only the set still has it.
+    let before = scene.connect(2)?;
     scene.request("one.test")?;
+    first.tells(&[before])?;
     first.tells_host(server, "one.test")?;
     let links = scene.links()?;
     first.process.kill();
@@ -45,6 +48,7 @@ fn change(scene: &Scene, more: &[&str], change: impl Fn(&Path) -> Result<()>) ->
     let (second, made) = connecting(scene, || scene.agent(more))?;
     assert!(made.len() > 20, "{made:?}");
     second.tells(&made)?;
+    second.tells(&[before])?;
     // Edges and what was in the ring.
     second.tells_host(server, "two.test")?;
     let now = scene.links()?;

@@ -1,8 +1,8 @@
 //! One agent ends, the next one goes on.
 
-use std::fs::File;
+use std::fs::{self, File};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use aya::maps::{HashMap, Map, MapData};
 use serde_json::Value;
 use sidescope_common::EdgeKey;
@@ -36,6 +36,21 @@ fn what_happens_while_no_agent_runs_is_told_by_the_next() -> Result<()> {
     assert!(!second.has_host(server, "one.test")?);
     scene.request("one.test")?;
     second.tells_host(server, "one.test")?;
+    scene.bed.end()
+}
+
+#[test]
+fn the_readme_shows_what_an_agent_prints() -> Result<()> {
+    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md"))?;
+    let shown = readme.lines().find(|line| line.starts_with("{\"netns\"")).context("no line of an agent")?;
+    let scene = Scene::new()?;
+    let agent = scene.agent(&[])?;
+    scene.request("one.test")?;
+    agent.tells_host(scene.server_edge(), "one.test")?;
+    let said = agent.process.log()?;
+    let printed = said.lines().rfind(|line| line.contains("one.test")).context("no such line")?;
+    let without_cookie = |line: &str| line.trim_start_matches(|c| c != ',').to_owned();
+    assert_eq!(without_cookie(printed), without_cookie(shown));
     scene.bed.end()
 }
 
