@@ -1,6 +1,6 @@
 //! One agent ends, the next one goes on.
 
-use std::fs::{self, File};
+use std::fs::File;
 
 use anyhow::{Context, Result};
 use aya::maps::{HashMap, Map, MapData};
@@ -41,7 +41,7 @@ fn what_happens_while_no_agent_runs_is_told_by_the_next() -> Result<()> {
 
 #[test]
 fn the_readme_shows_what_an_agent_prints() -> Result<()> {
-    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md"))?;
+    let readme = include_str!("../../../README.md");
     let shown = readme.lines().find(|line| line.starts_with("{\"netns\"")).context("no line of an agent")?;
     let scene = Scene::new()?;
     let agent = scene.agent(&[])?;
