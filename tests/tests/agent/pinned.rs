@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use aya::maps::{MapInfo, loaded_maps};
+use aya::maps::{MapInfo, MapType};
 use aya::programs::links::PinnedLink;
 use aya::programs::{loaded_links, loaded_programs};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -91,8 +91,11 @@ impl Bpffs {
     /// All that the kernel has loaded for what is pinned here.
     pub(crate) fn objects(&self, cgroup: &Path) -> Result<Objects> {
         let links = self.links_on(cgroup)?;
-        let mut maps: BTreeSet<u32> =
-            self.pins()?.iter().filter_map(|pin| Some(MapInfo::from_pin(pin).ok()?.id())).collect();
+        let pinned: Vec<MapInfo> =
+            self.pins()?.iter().filter_map(|pin| MapInfo::from_pin(pin).ok()).collect();
+        let mut maps: BTreeSet<u32> = pinned.iter().map(MapInfo::id).collect();
+        let is_array = |map: &&MapInfo| matches!(map.map_type(), Ok(MapType::ProgramArray));
+        let arrays = pinned.iter().filter(is_array).map(MapInfo::id).collect();
         let mut programs = BTreeSet::new();
         for program in loaded_programs().flatten() {
             let used = program.map_ids()?.unwrap_or_default();
@@ -101,7 +104,7 @@ impl Bpffs {
                 maps.extend(used);
             }
         }
-        Ok(Objects { links, programs, maps })
+        Ok(Objects { links, programs, maps, arrays })
     }
 }
 
@@ -119,16 +122,29 @@ pub(crate) struct Objects {
     pub(crate) links: BTreeSet<u32>,
     pub(crate) programs: BTreeSet<u32>,
     pub(crate) maps: BTreeSet<u32>,
+    /// Those of the maps that are program arrays.
+    arrays: BTreeSet<u32>,
 }
 
 impl Objects {
     /// Waits until the kernel has freed all of them, which it does in its own time.
+    ///
+    /// To look at a map is to hold it for a moment. A program array that is looked at while the kernel is about to empty it stays for
+    /// ever (seen on 6.12): so maps come after the programs, which go when it has been emptied, and it comes last.
     pub(crate) fn gone(&self) -> Result<()> {
-        wait_for("the end of programs, links and maps", SOON, || {
-            let links = loaded_links().flatten().any(|link| self.links.contains(&link.id()));
-            let programs = loaded_programs().flatten().any(|program| self.programs.contains(&program.id()));
-            let maps = loaded_maps().flatten().any(|map| self.maps.contains(&map.id()));
-            Ok((!links && !programs && !maps).then_some(()))
-        })
+        wait_for("the end of links", SOON, || {
+            Ok((!loaded_links().flatten().any(|link| self.links.contains(&link.id()))).then_some(()))
+        })?;
+        wait_for("the end of programs", SOON, || {
+            let mut left =
+                loaded_programs().flatten().filter(|program| self.programs.contains(&program.id()));
+            Ok(left.next().is_none().then_some(()))
+        })?;
+        for map in self.maps.difference(&self.arrays).chain(&self.arrays) {
+            wait_for(&format!("the end of map {map}"), SOON, || {
+                Ok(MapInfo::from_id(*map).is_err().then_some(()))
+            })?;
+        }
+        Ok(())
     }
 }
