@@ -4,7 +4,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use sidescope_tests::{Bed, Cmd};
+use sidescope_tests::Cmd;
 
 use crate::fixture::sidescope;
 use crate::scene::{HOOKS, SOON, Scene};
@@ -128,6 +128,5 @@ fn one_without_rights_is_told_what_it_needs() -> Result<()> {
     assert_eq!(process.wait(SOON)?.code(), Some(2));
     let said = process.log()?;
     assert!(said.contains("run as root"), "{said}");
-    drop(scene.bpffs);
-    Bed::end(scene.bed)
+    scene.bed.end()
 }

@@ -9,27 +9,23 @@ use anyhow::{Context, Result};
 use aya::maps::{MapInfo, MapType};
 use aya::programs::links::PinnedLink;
 use aya::programs::{loaded_links, loaded_programs};
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use sidescope_tests::wait_for;
-use tempfile::TempDir;
+use nix::mount::{MsFlags, mount};
+use sidescope_tests::{Bed, wait_for};
 
 use crate::scene::SOON;
 
-/// A BPF file system, gone with all that is pinned in it when this is dropped.
+/// The BPF file system of a bed.
 pub(crate) struct Bpffs {
-    folder: TempDir,
+    path: PathBuf,
 }
 
 impl Bpffs {
-    pub(crate) fn new() -> Result<Self> {
-        let bpffs = Self { folder: tempfile::tempdir()? };
-        mount(Some("bpf"), bpffs.path(), Some("bpf"), MsFlags::empty(), None::<&str>)
-            .context("cannot mount a BPF file system")?;
-        Ok(bpffs)
+    pub(crate) fn of(bed: &Bed) -> Result<Self> {
+        Ok(Self { path: bed.bpffs()? })
     }
 
     pub(crate) fn path(&self) -> &Path {
-        self.folder.path()
+        &self.path
     }
 
     pub(crate) fn read_only(&self) -> Result<()> {
@@ -105,14 +101,6 @@ impl Bpffs {
             }
         }
         Ok(Objects { links, programs, maps, arrays })
-    }
-}
-
-impl Drop for Bpffs {
-    fn drop(&mut self) {
-        if let Err(error) = umount2(self.path(), MntFlags::MNT_DETACH) {
-            eprintln!("{} is still mounted: {error}", self.path().display());
-        }
     }
 }
 

@@ -30,8 +30,8 @@ pub(crate) struct Scene {
 impl Scene {
     /// The server swallows what it is sent on port 80.
     pub(crate) fn new() -> Result<Self> {
-        let bpffs = Bpffs::new()?;
         let bed = Bed::new()?;
+        let bpffs = Bpffs::of(&bed)?;
         let (client, server) = (bed.add_pod("client")?, bed.add_pod("server")?);
         // Refused at once and on the spot, however many there are.
         client.unroute("203.0.113.0/24")?;
