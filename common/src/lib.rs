@@ -53,6 +53,12 @@ pub mod names {
     pub const COUNTERS: &str = "COUNTERS";
     /// Program array: the parts of the egress program, by [`part`](super::part).
     pub const PARTS: &str = "PARTS";
+    /// Storage of sockets: what a connect hands on to the later hooks. Only programs use it.
+    pub const SEARCHES: &str = "SEARCHES";
+    /// Storage of sockets that ask a DNS server. Only programs use it.
+    pub const RESOLVERS: &str = "RESOLVERS";
+    /// Per-CPU array: room to read packets. Only programs use it.
+    pub const SCRATCH: &str = "SCRATCH";
     /// Ring buffer of [`EdgeEvent`](super::EdgeEvent), [`HeadEvent`](super::HeadEvent) and [`DnsEvent`](super::DnsEvent).
     pub const EVENTS: &str = "EVENTS";
 }

@@ -73,7 +73,7 @@ fn try_connect(ctx: &SockAddrContext, words: [u32; 4]) {
 /// Whether connections of this user in this network namespace are a proxy's own.
 #[inline(always)]
 pub fn is_proxy(uid: u32, netns: u64) -> bool {
-    // SAFETY: an entry stays as it is once it is in.
+    // SAFETY: an entry is replaced as a whole.
     unsafe { PROXY_UIDS.get(&uid) }.is_some_and(|at| *at == 0 || *at == netns)
 }
 

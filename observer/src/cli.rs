@@ -23,6 +23,14 @@ pub enum Command {
     /// Needs root, Linux 5.10 or later and a cgroup2 hierarchy. Changes nothing on the machine: when it ends, the kernel
     /// programs are gone.
     Observe(Observe),
+    /// Watch this machine's workloads for as long as it runs, and record what they connect to even while it does not.
+    ///
+    /// Prints JSON lines: one for each edge (network namespace, user, destination) that is new or has changed, once a second, and the
+    /// losses by cause when they change. Kernel programs and maps are pinned in a BPF file system: they stay when this ends, by SIGTERM,
+    /// SIGINT or otherwise, and the next agent goes on with them. `--purge` removes them.
+    ///
+    /// Needs root, Linux 5.10 or later, a cgroup2 hierarchy and a BPF file system.
+    Agent(Agent),
     /// List the addresses and open connections of this machine's pods for an agent that may not enter their network namespaces.
     ///
     /// Needs the capabilities SYS_ADMIN and SYS_PTRACE, gives up all others, and in a container the host's process namespace
@@ -46,6 +54,14 @@ pub struct Observe {
     /// Format of the Sidecars
     #[arg(long, value_enum, default_value_t = Format::Yaml)]
     pub format: Format,
+    /// What to watch, and with which sizes
+    #[command(flatten)]
+    pub kernel: Kernel,
+}
+
+/// The kernel side, as far as a user can set it.
+#[derive(Debug, Args)]
+pub struct Kernel {
     /// Cgroup (of a cgroup2 hierarchy) whose processes to watch; without it the kubelet's kubepods or kubepods.slice, else all
     #[arg(long, value_name = "PATH")]
     pub cgroup: Option<PathBuf>,
@@ -55,6 +71,20 @@ pub struct Observe {
     /// Bytes of the ring buffer in which the kernel reports: a power of two, and whole pages
     #[arg(long, value_name = "N", default_value_t = DEFAULT_RING_BYTES, value_parser = ring_bytes)]
     pub ring_bytes: u32,
+}
+
+/// Options of `sidescope agent`.
+#[derive(Debug, Args)]
+pub struct Agent {
+    /// BPF file system in which programs and maps are kept from one agent to the next
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf")]
+    pub bpffs: PathBuf,
+    /// Instead of watching, remove all that agents have left in the kernel: programs, maps and folders, of every version
+    #[arg(long, conflicts_with_all = ["cgroup", "edges", "ring_bytes"])]
+    pub purge: bool,
+    /// What to watch, and with which sizes
+    #[command(flatten)]
+    pub kernel: Kernel,
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
@@ -113,9 +143,9 @@ mod tests {
     #[test]
     fn sizes_of_the_maps_are_those_of_the_kernel_programs_unless_given() {
         let defaults = observe(&[]).unwrap();
-        assert_eq!((defaults.edges, defaults.ring_bytes), (DEFAULT_EDGES, DEFAULT_RING_BYTES));
+        assert_eq!((defaults.kernel.edges, defaults.kernel.ring_bytes), (DEFAULT_EDGES, DEFAULT_RING_BYTES));
         let given = observe(&["--edges", "5", "--ring-bytes", "1048576"]).unwrap();
-        assert_eq!((given.edges, given.ring_bytes), (5, 1 << 20));
+        assert_eq!((given.kernel.edges, given.kernel.ring_bytes), (5, 1 << 20));
     }
 
     #[test]

@@ -60,6 +60,10 @@ pub enum Loss {
     /// A proxy in a user namespace of its own, beyond what the kernel's map holds (its connections take room in the edge set) or
     /// beyond [`MAX_PROXIES`] (they count as its workload's).
     TooManyProxies,
+    /// The agent before this one was killed: hosts and names that it had read and not reported are gone, unless they come again.
+    AgentKilled,
+    /// What an agent of another version had recorded cannot be read.
+    UnreadableLayout,
 }
 
 impl Loss {
@@ -76,6 +80,8 @@ impl Loss {
             Self::TooManyExisting => "tooManyExisting",
             Self::UnwatchedExisting => "unwatchedExisting",
             Self::TooManyProxies => "tooManyProxies",
+            Self::AgentKilled => "agentKilled",
+            Self::UnreadableLayout => "unreadableLayout",
         }
     }
 }
@@ -151,6 +157,8 @@ impl Collector {
             }
             let observed = self.edges.entry(key).or_default();
             observed.connects = state.connects;
+            // Only user space puts an edge without a connect into the set, for a connection that is older.
+            observed.existing |= state.connects == 0;
             if observed.looked_up != state.last_ns {
                 look_up(&self.answers, &key, observed, state.last_ns);
             }
@@ -212,6 +220,16 @@ impl Collector {
     /// A proxy that the kernel has no room for.
     pub fn too_many_proxies(&mut self) {
         self.count(Loss::TooManyProxies);
+    }
+
+    /// The agent before this one was killed.
+    pub fn agent_killed(&mut self) {
+        self.count(Loss::AgentKilled);
+    }
+
+    /// What an agent of another version had recorded cannot be read.
+    pub fn unreadable_layout(&mut self) {
+        self.count(Loss::UnreadableLayout);
     }
 
     /// Connections that were open and could not be listed.
@@ -428,6 +446,14 @@ mod tests {
         let observed = &collector.edges()[&key];
         assert_eq!((observed.existing, observed.connects), (true, 3));
         assert!(collector.losses().is_empty());
+    }
+
+    #[test]
+    fn an_edge_without_a_connect_in_the_set_is_that_of_a_connection_from_before() {
+        let mut collector = Collector::default();
+        collector.sweep([(key(1), state(0, 0)), (key(2), state(1, 0))]);
+        let existing = |port| collector.edges()[&key(port)].existing;
+        assert_eq!((existing(1), existing(2)), (true, false));
     }
 
     #[test]

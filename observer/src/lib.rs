@@ -3,10 +3,12 @@
 //! The layers, each of which may use only those before it (checked by `cargo xtask tidy`): [`model`], the pure logic, the IO,
 //! the wiring. ARCHITECTURE.md tells the way of the data through them.
 
+pub mod agent;
 pub mod answers;
 pub mod attribute;
 pub mod authority;
 pub mod cgroup;
+pub mod changes;
 pub mod cli;
 pub mod collect;
 pub mod dns;
@@ -35,6 +37,7 @@ pub mod sockets;
 pub mod sources;
 pub mod tls;
 pub mod uid_map;
+pub mod watch;
 
 #[cfg(test)]
 mod fixture;

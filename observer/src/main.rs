@@ -5,8 +5,8 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use sidescope::cli::{self, Cli, Command};
-use sidescope::observe::{self, Failure};
-use sidescope::{cgroup, scanner};
+use sidescope::watch::Failure;
+use sidescope::{agent, cgroup, observe, scanner};
 use tracing_subscriber::EnvFilter;
 
 /// What the user gave, or the machine, does not allow it.
@@ -26,6 +26,7 @@ async fn main() -> ExitCode {
         .init();
     let result = match &cli.command {
         Command::Observe(args) => observe::run(args).await,
+        Command::Agent(args) => agent::run(args).await,
         Command::Scanner(args) => scanner(args).await.map_err(Failure::Setup),
     };
     match result {

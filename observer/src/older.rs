@@ -20,6 +20,17 @@ pub struct Older {
 }
 
 impl Older {
+    /// Goes on where another process has ended: the kernel was told of these sockets. `complete`: it had listed everything, so that
+    /// all others were connected under the eyes of the programs.
+    pub fn adopted(told: impl IntoIterator<Item = u64>, complete: bool) -> Self {
+        Self { told: told.into_iter().collect(), complete, ..Self::default() }
+    }
+
+    /// Whether a scan has listed everything, here or before.
+    pub fn is_complete(&self) -> bool {
+        self.complete
+    }
+
     /// A scan lists this namespace.
     pub fn namespace(&mut self, netns: u64) {
         if !self.complete {
@@ -91,6 +102,17 @@ mod tests {
         assert_eq!(scan(&mut older, &[(1, 10), (1, 12), (3, 30)], true), (vec![], vec![11, 20]));
         assert_eq!(scan(&mut older, &[(1, 12), (3, 30)], true), (vec![], vec![10]));
         assert!(!older.any());
+    }
+
+    #[test]
+    fn what_another_process_has_told_is_forgotten_when_it_is_closed() {
+        let mut older = Older::adopted([10, 11], true);
+        assert!(older.is_complete() && older.any());
+        // Nobody has told of 12: the programs saw it connect.
+        assert_eq!(scan(&mut older, &[(1, 10), (1, 12)], true), (vec![], vec![11]));
+        let mut older = Older::adopted([10, 11], false);
+        assert_eq!(scan(&mut older, &[(1, 10), (1, 12)], true), (vec![12], vec![11]));
+        assert!(older.is_complete());
     }
 
     #[test]

@@ -3,36 +3,31 @@
 
 mod error;
 mod kernel;
+mod layout;
+mod link;
 mod namespaces;
 mod older;
+mod other;
+pub mod pins;
+mod programs;
 mod proxies;
 mod records;
 
 use std::fs::File;
-use std::io;
-use std::os::fd::AsFd as _;
 use std::time::Duration;
 
-use aya::maps::{HashMap, MapData, PerCpuArray, ProgramArray, RingBuf};
-use aya::programs::cgroup_skb::CgroupSkbLink;
-use aya::programs::cgroup_sock_addr::CgroupSockAddrLink;
-use aya::programs::{
-    CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, ProgramError, ProgramInfo,
-};
-use aya::{Ebpf, EbpfLoader};
-use nix::errno::Errno;
-use sidescope_common::{Counter, EdgeKey, EdgeState, SourceAddr, SourceKey, names, part};
+use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
+use sidescope_common::{Counter, EdgeKey, EdgeState, HostKey, SourceAddr, SourceKey, names};
 use tokio::io::unix::AsyncFd;
 use tokio::time::timeout;
 
 pub use error::ProbeError;
-use kernel::{kernel_release, version_of};
 pub use namespaces::{netns_cookie, user_namespace};
 use older::Older;
+pub use programs::RunTime;
+use programs::{HOOKS, OBJECT, Programs};
 use records::parse;
 pub use records::{Event, Malformed};
-
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sidescope-ebpf"));
 
 /// Oldest kernel whose hooks have all that the programs call.
 pub const MIN_KERNEL: (u16, u16) = (5, 10);
@@ -61,39 +56,19 @@ impl Default for Settings {
 /// How long a record may wait in the ring before it is read.
 pub const POLL: Duration = Duration::from_millis(20);
 
-/// Programs that are attached: those that use the socket's storage first, those that fill it last.
-const HOOKS: [&str; 6] =
-    [names::INGRESS, names::EGRESS, names::SENDMSG4, names::SENDMSG6, names::CONNECT6, names::CONNECT4];
-
-/// What holds a program to the cgroup, until it is dropped.
-#[expect(dead_code, reason = "held for the sake of the drop")]
-enum Link {
-    SockAddr(CgroupSockAddrLink),
-    Skb(CgroupSkbLink),
-}
-
-/// How often a program ran and for how long, while the kernel kept count (`kernel.bpf_stats_enabled`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RunTime {
-    /// Its name.
-    pub program: &'static str,
-    /// Runs. The parts that a program calls count as that program.
-    pub runs: u64,
-    /// Time in all of them.
-    pub time: Duration,
-}
-
-/// The programs, and their maps. The programs are detached when this is dropped, and by the kernel when the process dies.
+/// The maps of the programs. If this process has loaded the programs, they are detached when this is dropped, and by the kernel when
+/// the process dies; what was pinned stays.
 pub struct Probes {
-    bpf: Ebpf,
-    links: Vec<Link>,
-    // The kernel empties a program array that nobody holds.
-    _parts: ProgramArray<MapData>,
+    /// None where pins hold them.
+    programs: Option<Programs>,
     edges: HashMap<MapData, EdgeKey, EdgeState>,
+    hosts: HashMap<MapData, HostKey, u64>,
     sources: HashMap<MapData, SourceKey, SourceAddr>,
     cgroups: HashMap<MapData, u64, u64>,
     proxy_uids: HashMap<MapData, u32, u64>,
     counters: PerCpuArray<MapData, u64>,
+    /// What programs counted whose maps are gone.
+    earlier: [u64; Counter::ALL.len()],
     older: Older,
     ring: AsyncFd<RingBuf<MapData>>,
 }
@@ -120,95 +95,68 @@ impl Probes {
     /// # Panics
     /// Outside a tokio runtime.
     pub fn load(settings: &Settings) -> Result<Self, ProbeError> {
-        let kernel = kernel_release();
-        if version_of(&kernel).is_some_and(|running| running < MIN_KERNEL) {
-            return Err(ProbeError::KernelTooOld { found: kernel });
-        }
-        let mut bpf = EbpfLoader::new()
-            .map_max_entries(names::EDGES, settings.edges)
-            .map_max_entries(names::EVENTS, settings.ring_bytes)
-            .load(OBJECT)
-            .map_err(|err| refused(err, "create BPF maps", |err| ProbeError::Create(Box::new(err))))?;
+        let mut programs = Programs::load(settings)?;
+        let mut probes = Self::open(settings, |name| Ok(programs.take(name)))?;
+        programs.connect_parts()?;
+        probes.programs = Some(programs);
+        Ok(probes)
+    }
 
-        let map_error = |map| move |source| ProbeError::Map { map, source: Box::new(source) };
-        let mut proxy_uids: HashMap<MapData, u32, u64> = take(&mut bpf, names::PROXY_UIDS)?;
+    /// Opens the maps, wherever they are.
+    fn open(
+        settings: &Settings,
+        mut map: impl FnMut(&'static str) -> Result<Map, ProbeError>,
+    ) -> Result<Self, ProbeError> {
+        let mut proxy_uids: HashMap<MapData, u32, u64> = typed(map(names::PROXY_UIDS)?, names::PROXY_UIDS)?;
         for uid in &settings.proxy_uids {
             proxy_uids.insert(uid, 0, 0).map_err(map_error(names::PROXY_UIDS))?;
         }
-        let edges = take(&mut bpf, names::EDGES)?;
-        let sources = take(&mut bpf, names::SOURCES)?;
-        let cgroups = take(&mut bpf, names::CGROUPS)?;
-        let counters = take(&mut bpf, names::COUNTERS)?;
-        let older = Older::take(&mut bpf)?;
-        let ring = take(&mut bpf, names::EVENTS)?;
-        // SAFETY: the ring owns its descriptor and keeps it open and the same for as long as it lives.
-        let ring = unsafe { AsyncFd::register(ring) }.map_err(|err| ProbeError::Wait(err.into()))?;
-
-        for program in part::PROGRAMS.into_iter().map(|(_, program)| program).chain(HOOKS) {
-            load(&mut bpf, program, &kernel)?;
-        }
-        let mut parts: ProgramArray<MapData> = take(&mut bpf, names::PARTS)?;
-        for (index, name) in part::PROGRAMS {
-            let program = <&CgroupSkb>::try_from(bpf.program(name).expect("loaded before"));
-            let fd = program.and_then(|program| program.fd()).map_err(|err| attach_error(name, err))?;
-            parts.set(index, fd, 0).map_err(map_error(names::PARTS))?;
-        }
+        let ring = typed(map(names::EVENTS)?, names::EVENTS)?;
         Ok(Self {
-            bpf,
-            links: Vec::new(),
-            _parts: parts,
-            edges,
-            sources,
-            cgroups,
+            programs: None,
+            edges: typed(map(names::EDGES)?, names::EDGES)?,
+            hosts: typed(map(names::HOSTS)?, names::HOSTS)?,
+            sources: typed(map(names::SOURCES)?, names::SOURCES)?,
+            cgroups: typed(map(names::CGROUPS)?, names::CGROUPS)?,
             proxy_uids,
-            counters,
-            older,
-            ring,
+            counters: typed(map(names::COUNTERS)?, names::COUNTERS)?,
+            earlier: [0; Counter::ALL.len()],
+            older: Older::open(map)?,
+            // SAFETY: the ring owns its descriptor and keeps it open and the same for as long as it lives.
+            ring: unsafe { AsyncFd::register(ring) }.map_err(|err| ProbeError::Wait(err.into()))?,
         })
     }
 
-    /// Attaches all programs to `cgroup`, a directory of a cgroup2 hierarchy.
+    /// Attaches all programs that this process has loaded to `cgroup`, a directory of a cgroup2 hierarchy.
     ///
     /// # Errors
     /// See [`ProbeError`]. Nothing stays attached after an error.
     pub fn attach_to(&mut self, cgroup: &File) -> Result<(), ProbeError> {
-        let mut links = Vec::with_capacity(HOOKS.len());
-        for program in HOOKS {
-            links.push(attach(&mut self.bpf, program, cgroup)?);
-        }
-        self.links.append(&mut links);
-        Ok(())
+        self.programs.as_mut().map_or(Ok(()), |programs| programs.attach_to(cgroup))
     }
 
-    /// Takes the programs off their cgroup; they and the maps stay loaded.
+    /// Takes the programs that this process has loaded off their cgroup; they and the maps stay loaded.
     pub fn detach(&mut self) {
-        self.links.clear();
+        if let Some(programs) = &mut self.programs {
+            programs.detach();
+        }
     }
 
-    /// What the kernel counted of each attached program; zeros unless it was told to keep count.
+    /// What the kernel counted of each program that this process has loaded; zeros unless it was told to keep count.
     ///
     /// # Errors
     /// When the kernel does not tell.
     pub fn run_times(&self) -> Result<Vec<RunTime>, ProbeError> {
-        let run_time = |program| {
-            let info = self.info(program)?;
-            Ok(RunTime { program, runs: info.run_count(), time: info.run_time() })
-        };
-        HOOKS.into_iter().map(run_time).collect()
+        self.programs.as_ref().map_or(Ok(Vec::new()), Programs::run_times)
     }
 
-    /// How many instructions the verifier walked to accept each program, its parts too; `None` before Linux 5.16.
+    /// How many instructions the verifier walked to accept each program that this process has loaded, its parts too; `None` before
+    /// Linux 5.16.
     ///
     /// # Errors
     /// When the kernel does not tell.
     pub fn verified(&self) -> Result<Vec<(&'static str, Option<u32>)>, ProbeError> {
-        let verified = |program| Ok((program, self.info(program)?.verified_instruction_count()));
-        part::PROGRAMS.into_iter().map(|(_, name)| name).chain(HOOKS).map(verified).collect()
-    }
-
-    fn info(&self, program: &'static str) -> Result<ProgramInfo, ProbeError> {
-        let info = self.bpf.program(program).expect("loaded before").info();
-        info.map_err(|source| ProbeError::Info { program, source: Box::new(source) })
+        self.programs.as_ref().map_or(Ok(Vec::new()), Programs::verified)
     }
 
     /// Waits for records and hands them to `handle`, at most `limit` of them; returns how many. Nothing is lost when this is dropped
@@ -241,12 +189,6 @@ impl Probes {
         drain(self.ring.get_mut(), usize::MAX, handle);
     }
 
-    /// Detaches the programs and hands all that they left in the ring to `handle`. The maps stay readable.
-    pub fn end(&mut self, handle: impl FnMut(Result<Event<'_>, Malformed>)) {
-        self.detach();
-        self.drain(handle);
-    }
-
     /// Tells the programs of a connection from before them, by the cookie of its socket: its edge comes into the set, and the hosts
     /// of its requests are looked for. False: there is no room.
     ///
@@ -262,6 +204,29 @@ impl Probes {
     /// When the kernel refuses to write the maps.
     pub fn forget_older(&mut self, sockets: &[u64], any: bool) -> Result<(), ProbeError> {
         self.older.forget(sockets, any)
+    }
+
+    /// Sockets that the programs were told of as connections from before them.
+    ///
+    /// # Errors
+    /// When the kernel refuses to read the map.
+    pub fn older(&self) -> Result<Vec<u64>, ProbeError> {
+        self.older.sockets()
+    }
+
+    /// Lets the programs announce every host once more.
+    ///
+    /// # Errors
+    /// When the kernel refuses to write the map.
+    pub fn forget_hosts(&mut self) -> Result<(), ProbeError> {
+        let hosts: Result<Vec<HostKey>, _> = self.hosts.keys().collect();
+        for host in hosts.map_err(map_error(names::HOSTS))? {
+            match self.hosts.remove(&host) {
+                Ok(()) | Err(MapError::KeyNotFound) => {}
+                Err(err) => return Err(map_error(names::HOSTS)(err)),
+            }
+        }
+        Ok(())
     }
 
     /// The edge set. Edges that come while it is read may be missing.
@@ -288,16 +253,14 @@ impl Probes {
         entries(&self.cgroups, names::CGROUPS)
     }
 
-    /// What the kernel counted, summed over all CPUs.
+    /// What the kernel counted, summed over all CPUs, since the programs were loaded or those that they have replaced.
     ///
     /// # Errors
     /// When the kernel refuses to read the map.
     pub fn counter(&self, counter: Counter) -> Result<u64, ProbeError> {
-        let values = self
-            .counters
-            .get(&(counter as u32), 0)
-            .map_err(|source| ProbeError::Map { map: names::COUNTERS, source: Box::new(source) })?;
-        Ok(values.iter().sum())
+        let index = counter as u32;
+        let values = self.counters.get(&index, 0).map_err(map_error(names::COUNTERS))?;
+        Ok(self.earlier[index as usize] + values.iter().sum::<u64>())
     }
 }
 
@@ -319,78 +282,17 @@ fn entries<K: aya::Pod, V: aya::Pod>(
     map: &HashMap<MapData, K, V>,
     name: &'static str,
 ) -> Result<Vec<(K, V)>, ProbeError> {
-    map.iter()
-        .collect::<Result<_, _>>()
-        .map_err(|source| ProbeError::Map { map: name, source: Box::new(source) })
+    map.iter().collect::<Result<_, _>>().map_err(map_error(name))
 }
 
-fn take<M>(bpf: &mut Ebpf, name: &'static str) -> Result<M, ProbeError>
+/// A map of this type, with keys and values of these sizes.
+fn typed<M>(map: Map, name: &'static str) -> Result<M, ProbeError>
 where
-    M: TryFrom<aya::maps::Map, Error = aya::maps::MapError>,
+    M: TryFrom<Map, Error = MapError>,
 {
-    let map = bpf.take_map(name).expect("the object is built together with these names");
-    M::try_from(map).map_err(|source| ProbeError::Map { map: name, source: Box::new(source) })
+    M::try_from(map).map_err(map_error(name))
 }
 
-fn load(bpf: &mut Ebpf, name: &'static str, kernel: &str) -> Result<(), ProbeError> {
-    use aya::programs::Program;
-    let result = match bpf.program_mut(name) {
-        Some(Program::CgroupSockAddr(program)) => program.load(),
-        Some(Program::CgroupSkb(program)) => program.load(),
-        other => unreachable!("the object is built together with these names: {name} is {other:?}"),
-    };
-    result.map_err(|err| {
-        refused(err, "load BPF programs", |err| ProbeError::Load {
-            program: name,
-            kernel: kernel.to_owned(),
-            source: Box::new(err),
-        })
-    })
-}
-
-fn attach(bpf: &mut Ebpf, name: &'static str, cgroup: &File) -> Result<Link, ProbeError> {
-    // The mode of the flag API: a link on a cgroup is always beside others, and the kernel takes no flag for it.
-    let mode = CgroupAttachMode::Single;
-    let program = bpf.program_mut(name).expect("loaded before");
-    let fd = cgroup.as_fd();
-    let link = || match name {
-        names::EGRESS | names::INGRESS => {
-            let direction = if name == names::EGRESS {
-                CgroupSkbAttachType::Egress
-            } else {
-                CgroupSkbAttachType::Ingress
-            };
-            let program = <&mut CgroupSkb>::try_from(program)?;
-            let id = program.attach(fd, direction, mode)?;
-            program.take_link(id).map(Link::Skb)
-        }
-        _ => {
-            let program = <&mut CgroupSockAddr>::try_from(program)?;
-            let id = program.attach(fd, mode)?;
-            program.take_link(id).map(Link::SockAddr)
-        }
-    };
-    link().map_err(|err| refused(err, "attach BPF programs", |err| attach_error(name, err)))
-}
-
-fn attach_error(program: &'static str, err: ProgramError) -> ProbeError {
-    ProbeError::Attach { program, source: Box::new(err) }
-}
-
-/// Tells a want of rights from everything else.
-fn refused<E: std::error::Error + 'static>(
-    err: E,
-    action: &'static str,
-    otherwise: impl FnOnce(E) -> ProbeError,
-) -> ProbeError {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&err);
-    while let Some(current) = cause {
-        if let Some(io) = current.downcast_ref::<io::Error>()
-            && io.raw_os_error() == Some(Errno::EPERM as i32)
-        {
-            return ProbeError::NotPermitted { action };
-        }
-        cause = current.source();
-    }
-    otherwise(err)
+fn map_error(map: &'static str) -> impl Fn(MapError) -> ProbeError {
+    move |source| ProbeError::Map { map, source: Box::new(source) }
 }

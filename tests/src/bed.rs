@@ -170,6 +170,12 @@ impl Bed {
         self.inner.spawn(None, cmd)
     }
 
+    /// A BPF file system, which goes with the bed and with all that is pinned in it. Every call gives the same one.
+    pub fn bpffs(&self) -> Result<PathBuf> {
+        let _open = self.inner.open()?;
+        leftovers::make_bpffs(&self.inner.dir)
+    }
+
     /// Gives a service its ClusterIPs. Without endpoints it refuses connections, as kube-proxy does it.
     pub fn add_service(&self, name: &str, ports: &[ServicePort], endpoints: &[&Host]) -> Result<Service> {
         let mut state = self.inner.open()?;

@@ -121,7 +121,11 @@ fn the_kernel_leaves_out_proxies_that_it_is_told_of_while_it_watches() -> Result
     // Who is the same user on the machine, elsewhere, is no proxy.
     other.run(&Cmd::new(TESTBED).args(["dial", "blocking", "203.0.113.1:5"]).uid(FIRST + PROXY))?;
     assert!(probes.edges()?.iter().any(|(key, _)| key.port == 5), "hidden with the proxy");
-    assert!(!probes.add_proxy_uid(Some(cookie(&other)?), FIRST + PROXY)?, "one namespace a user");
+    // Uids are given out again when a pod has ended.
+    assert!(probes.add_proxy_uid(Some(cookie(&other)?), FIRST + PROXY)?);
+    other.run(&Cmd::new(TESTBED).args(["dial", "blocking", "203.0.113.1:6"]).uid(FIRST + PROXY))?;
+    assert!(probes.edges()?.iter().all(|(key, _)| key.port != 6), "not left out");
+    assert!(probes.add_proxy_uid(netns, FIRST + PROXY)?);
 
     let known = settings.proxy_uids.len() as u32 + 1;
     for uid in known..MAX_PROXY_UIDS {

@@ -69,6 +69,15 @@ pub enum ProbeError {
         #[source]
         source: Box<aya::maps::MapError>,
     },
+    /// A map or link could not be kept in the BPF file system.
+    #[error("cannot pin {name}")]
+    Pin {
+        /// Name of the map, or of the program that the link holds.
+        name: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The event loop cannot wait for the ring buffer.
     #[error("cannot wait for the ring buffer")]
     Wait(#[source] io::Error),

@@ -2,14 +2,13 @@
 
 use std::time::Duration;
 
-use aya::Ebpf;
-use aya::maps::{Array, HashMap, MapData, MapError};
+use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use nix::errno::Errno;
 use nix::time::{ClockId, clock_gettime};
 use sidescope_common::{EdgeKey, EdgeState, names};
 
 use super::kernel::{BPF_NOEXIST, errno};
-use super::{ProbeError, take};
+use super::{ProbeError, map_error, typed};
 
 /// The maps that user space writes while the programs run.
 pub(super) struct Older {
@@ -20,8 +19,15 @@ pub(super) struct Older {
 }
 
 impl Older {
-    pub(super) fn take(bpf: &mut Ebpf) -> Result<Self, ProbeError> {
-        Ok(Self { edges: take(bpf, names::OLDER)?, any: take(bpf, names::ANY_OLDER)?, last_id: 0 })
+    pub(super) fn open(
+        mut map: impl FnMut(&'static str) -> Result<Map, ProbeError>,
+    ) -> Result<Self, ProbeError> {
+        let edges = typed(map(names::OLDER)?, names::OLDER)?;
+        Ok(Self { edges, any: typed(map(names::ANY_OLDER)?, names::ANY_OLDER)?, last_id: 0 })
+    }
+
+    pub(super) fn sockets(&self) -> Result<Vec<u64>, ProbeError> {
+        self.edges.keys().collect::<Result<_, _>>().map_err(map_error(names::OLDER))
     }
 
     /// False: one of the maps is full.

@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -20,6 +22,8 @@ use crate::cmd::Cmd;
 use crate::wait::wait_for;
 
 const STATE: &str = "/run/sidescope-bed";
+/// Where in a bed's state directory its BPF file system is.
+const BPFFS: &str = "bpffs";
 
 /// The process that a bed belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,12 +91,31 @@ pub(crate) fn remove(id: &str, cgroup: &Path) -> Result<()> {
         Cmd::new("ip").args(["netns", "delete", &netns]).run()?;
     }
     let dir = Path::new(STATE).join(id);
+    // Before anything in it is removed: pins go with the mount, and a mount cannot be removed.
+    match umount2(&dir.join(BPFFS), MntFlags::MNT_DETACH) {
+        Ok(()) | Err(Errno::ENOENT | Errno::EINVAL) => {}
+        Err(errno) => {
+            return Err(errno).with_context(|| format!("cannot unmount what is in {}", dir.display()));
+        }
+    }
     match fs::remove_dir_all(&dir) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
             Err(error).with_context(|| format!("cannot remove {}", dir.display()))
         }
         _ => Ok(()),
     }
+}
+
+/// Mounts a BPF file system below a bed's state directory, unless there is one.
+pub(crate) fn make_bpffs(dir: &Path) -> Result<PathBuf> {
+    let path = dir.join(BPFFS);
+    match fs::create_dir(&path) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(path),
+        made => made.with_context(|| format!("cannot make {}", path.display()))?,
+    }
+    mount(Some("bpf"), &path, Some("bpf"), MsFlags::empty(), None::<&str>)
+        .context("cannot mount a BPF file system")?;
+    Ok(path)
 }
 
 /// The beds of this machine and who owns them; no owner means that the record cannot be read.

@@ -19,6 +19,7 @@ const MODULES: &[(&str, Layer)] = &[
     ("answers", Layer::Pure),
     ("attribute", Layer::Pure),
     ("authority", Layer::Pure),
+    ("changes", Layer::Pure),
     ("collect", Layer::Pure),
     ("dns", Layer::Pure),
     ("dns_names", Layer::Pure),
@@ -47,8 +48,10 @@ const MODULES: &[(&str, Layer)] = &[
     ("scanner", Layer::Io),
     ("sock_diag", Layer::Io),
     //
+    ("agent", Layer::Wiring),
     ("cli", Layer::Wiring),
     ("observe", Layer::Wiring),
+    ("watch", Layer::Wiring),
     //
     ("main", Layer::Main),
 ];

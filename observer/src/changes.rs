@@ -1,0 +1,168 @@
+//! What there is to tell since the last time: edges that are new or have changed, and losses. Pure; bounded as the edges are.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::mem;
+use std::net::IpAddr;
+
+use serde::Serialize;
+use sidescope_common::EdgeKey;
+
+use crate::collect::{Observed, address};
+use crate::model::names::Host;
+
+/// One thing to tell.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum Change<'a> {
+    /// All that is known of an edge.
+    Edge(Edge<'a>),
+    /// All that was lost so far.
+    Losses {
+        /// How much, by cause.
+        losses: BTreeMap<String, u64>,
+    },
+}
+
+/// An edge, without what changes all the time: how often it was used, and when.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Edge<'a> {
+    /// Cookie of the network namespace.
+    pub netns: u64,
+    /// User id of the caller.
+    pub uid: u32,
+    /// Destination.
+    pub address: IpAddr,
+    /// Destination port.
+    pub port: u16,
+    /// Hosts that its requests named.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub hosts: &'a BTreeSet<Host>,
+    /// Names under which the address was looked up.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub names: &'a BTreeSet<Host>,
+    /// There was a request whose host is not known.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub host_unknown: bool,
+    /// It is known only from a connection that is older than the programs.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub existing: bool,
+}
+
+/// What was told of an edge. Its sets only grow, so their sizes tell whether they have changed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Told {
+    hosts: usize,
+    names: usize,
+    host_unknown: bool,
+    existing: bool,
+}
+
+/// What was told so far.
+#[derive(Default)]
+pub struct Changes {
+    edges: HashMap<EdgeKey, Told>,
+    losses: BTreeMap<String, u64>,
+}
+
+impl Changes {
+    /// What is new, in the order of the edges' keys and losses last; it counts as told from here on.
+    pub fn tell<'a>(
+        &mut self,
+        edges: &'a HashMap<EdgeKey, Observed>,
+        losses: BTreeMap<String, u64>,
+    ) -> Vec<Change<'a>> {
+        let mut changed = BTreeMap::new();
+        for (key, observed) in edges {
+            let edge = edge(key, observed);
+            let now = Told {
+                hosts: edge.hosts.len(),
+                names: edge.names.len(),
+                host_unknown: edge.host_unknown,
+                existing: edge.existing,
+            };
+            if self.edges.insert(*key, now) != Some(now) {
+                changed.insert(key, Change::Edge(edge));
+            }
+        }
+        let mut changes: Vec<_> = changed.into_values().collect();
+        if losses != self.losses {
+            drop(mem::replace(&mut self.losses, losses.clone()));
+            changes.push(Change::Losses { losses });
+        }
+        changes
+    }
+}
+
+fn edge<'a>(key: &EdgeKey, observed: &'a Observed) -> Edge<'a> {
+    Edge {
+        netns: key.netns,
+        uid: key.uid,
+        address: address(key.addr),
+        port: key.port,
+        hosts: &observed.hosts,
+        names: &observed.names,
+        host_unknown: observed.host_unknown,
+        // Of an edge that was seen to connect, nothing is to be told.
+        existing: observed.existing && observed.connects == 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::host;
+
+    fn key(port: u16) -> EdgeKey {
+        let addr = std::net::Ipv4Addr::new(10, 0, 0, 1).to_ipv6_mapped().octets();
+        EdgeKey { netns: 7, addr, uid: 5, port, reserved: 0 }
+    }
+
+    fn lines(
+        changes: &mut Changes,
+        edges: &HashMap<EdgeKey, Observed>,
+        losses: &[(&str, u64)],
+    ) -> Vec<String> {
+        let losses = losses.iter().map(|(cause, count)| ((*cause).to_owned(), *count)).collect();
+        let changes = changes.tell(edges, losses);
+        changes.iter().map(|change| serde_json::to_string(change).unwrap()).collect()
+    }
+
+    #[test]
+    fn only_what_has_changed_is_told_again() {
+        let mut changes = Changes::default();
+        let mut edges = HashMap::from([
+            (key(2), Observed { existing: true, ..Observed::default() }),
+            (key(1), Observed { connects: 1, existing: true, ..Observed::default() }),
+        ]);
+        let bare = |port| format!(r#"{{"netns":7,"uid":5,"address":"10.0.0.1","port":{port}"#);
+        assert_eq!(
+            lines(&mut changes, &edges, &[]),
+            [format!("{}}}", bare(1)), format!(r#"{},"existing":true}}"#, bare(2))]
+        );
+        // Repeated connects are none.
+        edges.get_mut(&key(1)).unwrap().connects = 100;
+        assert!(lines(&mut changes, &edges, &[]).is_empty());
+
+        let edge = edges.get_mut(&key(1)).unwrap();
+        edge.hosts.extend([host("b"), host("a")]);
+        edge.names.insert(host("c"));
+        assert_eq!(
+            lines(&mut changes, &edges, &[("edgesFull", 3)]),
+            [
+                format!(r#"{},"hosts":["a","b"],"names":["c"]}}"#, bare(1)),
+                r#"{"losses":{"edgesFull":3}}"#.to_owned()
+            ]
+        );
+        edges.get_mut(&key(1)).unwrap().host_unknown = true;
+        edges.get_mut(&key(2)).unwrap().connects = 1;
+        assert_eq!(
+            lines(&mut changes, &edges, &[("edgesFull", 3)]),
+            [
+                format!(r#"{},"hosts":["a","b"],"names":["c"],"hostUnknown":true}}"#, bare(1)),
+                format!("{}}}", bare(2))
+            ]
+        );
+        assert!(lines(&mut changes, &edges, &[("edgesFull", 3)]).is_empty());
+    }
+}
