@@ -46,7 +46,7 @@ fn change(scene: &Scene, more: &[&str], change: impl Fn(&Path) -> Result<()>) ->
     change(&scene.bpffs.layout()?)?;
 
     let (second, made) = connecting(scene, || scene.agent(more))?;
-    assert!(made.len() > 20, "{made:?}");
+    assert!(made.len() > 1, "nothing was made while it started: {made:?}");
     second.tells(&made)?;
     second.tells(&[before])?;
     // Edges and what was in the ring.
