@@ -54,7 +54,7 @@ pub fn try_ingress(ctx: &SkBuffContext) {
     let Some(sk) = socket(ctx) else { return };
     // Most packets come from elsewhere, and this tells it without a call. A datagram socket that is not connected has no peer.
     // SAFETY: a socket of a packet. Its port of destination is in network byte order.
-    let peer = u16::from_be(unsafe { (*sk).dst_port } as u16);
+    let peer = u16::from_be(unsafe { (*sk).dst_port });
     if peer != PORT && peer != 0 {
         return;
     }
