@@ -136,6 +136,9 @@ enum Command {
         #[arg(long, value_delimiter = ',')]
         cuts: Vec<usize>,
     },
+    /// Send messages to sinks, as standard input has them in JSON
+    #[command(hide = true)]
+    SendAll,
     /// Answer DNS questions on port 53 or another: NAME=ADDRESS, or ALIAS=NAME
     #[command(hide = true)]
     Answer { port: u16, records: Vec<String> },
@@ -211,6 +214,7 @@ fn run(command: Command) -> Result<()> {
         Command::Look { cgroup } => existing::look(&cgroup),
         Command::Sink { port } => tcp::sink(port),
         Command::Send { address, cuts } => tcp::send(address, &cuts),
+        Command::SendAll => tcp::send_all(),
         Command::Answer { port, records } => dns::answer(port, &records),
         Command::Forward { port, server } => dns::forward(port, server),
         Command::Ask { how, server, name, port, v6 } => dns::ask(how, server, &name, port, v6),

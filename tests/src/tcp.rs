@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use crate::wait::patient;
+
 /// Longer than a refusal takes, shorter than a test may.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -25,9 +27,9 @@ pub fn greet(port: u16, text: &str) -> Result<()> {
 
 /// Connects, and prints what is read.
 pub fn connect(address: SocketAddr) -> Result<()> {
-    let mut stream =
-        TcpStream::connect_timeout(&address, TIMEOUT).with_context(|| format!("connect to {address}"))?;
-    stream.set_read_timeout(Some(TIMEOUT))?;
+    let mut stream = TcpStream::connect_timeout(&address, patient(TIMEOUT))
+        .with_context(|| format!("connect to {address}"))?;
+    stream.set_read_timeout(Some(patient(TIMEOUT)))?;
     let mut text = String::new();
     stream.read_to_string(&mut text).with_context(|| format!("read from {address}"))?;
     io::stdout().write_all(text.as_bytes()).context("cannot write to standard output")
@@ -66,10 +68,23 @@ fn swallow(mut stream: TcpStream) -> io::Result<()> {
 pub fn send(address: SocketAddr, cuts: &[usize]) -> Result<()> {
     let mut bytes = Vec::new();
     io::stdin().read_to_end(&mut bytes).context("cannot read standard input")?;
-    let mut stream =
-        TcpStream::connect_timeout(&address, TIMEOUT).with_context(|| format!("connect to {address}"))?;
+    deliver(address, &bytes, cuts)
+}
+
+/// What is sent on one connection: to whom, what, and where it is cut into pieces.
+pub type Message = (SocketAddr, Vec<u8>, Vec<usize>);
+
+/// Sends what it reads as JSON, one message after the other, as [`send`] does: the start of a process costs more than that.
+pub fn send_all() -> Result<()> {
+    let messages: Vec<Message> = serde_json::from_reader(io::stdin()).context("cannot read the messages")?;
+    messages.iter().try_for_each(|(address, bytes, cuts)| deliver(*address, bytes, cuts))
+}
+
+fn deliver(address: SocketAddr, bytes: &[u8], cuts: &[usize]) -> Result<()> {
+    let mut stream = TcpStream::connect_timeout(&address, patient(TIMEOUT))
+        .with_context(|| format!("connect to {address}"))?;
     stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.set_read_timeout(Some(patient(TIMEOUT)))?;
     let mut start = 0;
     for end in cuts.iter().copied().chain([bytes.len()]) {
         let piece = bytes.get(start..end).with_context(|| format!("no piece from {start} to {end}"))?;

@@ -13,8 +13,7 @@ use sidescope_tests::inventory::{self, Deployment};
 use sidescope_tests::{Bed, Cmd, Host, Proc, Service, ServicePort, wait_for};
 
 const TESTBED: &str = env!("CARGO_BIN_EXE_testbed");
-/// Emulated processors are slow.
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_secs(20);
 const PORT: u16 = 9080;
 
 /// A bed with a server and its service, and `sidescope observe` on its pods.

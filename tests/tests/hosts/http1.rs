@@ -135,7 +135,7 @@ fn hosts_beyond_the_budget_are_told() -> Result<()> {
     let sink = crate::sink::Sink::new(1)?;
     let cgroup = sink.mesh.bed.pods_cgroup();
     let observer = crate::fixture::Observer::start(&sink.mesh.bed, &cgroup, &sink.inventory()?)?;
-    sink.send(0, &case)?;
+    sink.send(0, &[case])?;
     let results = observer.stop()?;
     let seen = crate::sink::seen(&results)?;
     let (_, edge) = seen.first_key_value().expect("one edge");

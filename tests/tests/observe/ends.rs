@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use aya::programs::{loaded_links, loaded_programs};
 use nix::sys::signal::Signal;
-use sidescope_tests::{Proc, wait_for};
+use sidescope_tests::{Proc, patient, wait_for};
 
 use crate::fixture::{Mesh, Observer, SOON, dial, port_80};
 
@@ -15,7 +16,8 @@ fn signals_and_the_end_of_the_time_end_it_with_results() -> Result<()> {
     let mut mesh = Mesh::new()?;
     let (caller, server) = (mesh.pod("caller")?, mesh.server("server")?);
     for signal in [Some(Signal::SIGINT), Some(Signal::SIGTERM), None] {
-        let time: &[&str] = if signal.is_none() { &["--for", "2s"] } else { &[] };
+        let time = format!("{}s", patient(Duration::from_secs(2)).as_secs());
+        let time: &[&str] = if signal.is_none() { &["--for", &time] } else { &[] };
         let observer = Observer::start_with(&mesh.bed, &mesh.bed.pods_cgroup(), &mesh.inventory()?, time)?;
         assert_eq!(dial(&caller, "blocking", server.v4())?, "ok");
         if let Some(signal) = signal {

@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use super::{fetch::Kernel, results::Ended};
 
 /// What a kernel may take, emulated on two processors.
-const LIMIT: Duration = Duration::from_secs(180);
+const LIMIT: Duration = Duration::from_secs(1200);
 const PAUSE: Duration = Duration::from_millis(100);
 
 pub(super) struct Run {
