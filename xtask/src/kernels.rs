@@ -46,8 +46,10 @@ pub(crate) const ROWS: &[(&str, &[&str])] = &[
     (
         "observe",
         &[
-            // What is read, written and printed is the same on every kernel; the edges of Bookinfo are a test of their own.
+            // What is read, written and printed, and which signals end a watch, is the same on every kernel; the edges of Bookinfo
+            // are a test of their own.
             "bookinfo::bookinfo_gets_three_sidecars",
+            "ends::signals_and_the_end_of_the_time",
             "input::a_kernel_that_is_too_old",
             "input::a_wrong_object",
             "input::an_inventory_that_is_not_there",
