@@ -17,6 +17,8 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, connect, sendto, setsockopt, socket,
 };
 
+use crate::wait::patient;
+
 /// How long a connection may take that is waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long the impatient wait.
@@ -72,7 +74,7 @@ pub fn run(how: How, address: SocketAddr) -> Result<()> {
 fn dial(how: How, address: SocketAddr) -> io::Result<()> {
     match how {
         How::Blocking => TcpStream::connect(address).map(drop),
-        How::Nonblocking => TcpStream::connect_timeout(&address, PATIENCE).map(drop),
+        How::Nonblocking => TcpStream::connect_timeout(&address, patient(PATIENCE)).map(drop),
         How::Impatient => TcpStream::connect_timeout(&address, IMPATIENCE).map(drop),
         How::Abandoned => abandon(address),
         How::Mapped => TcpStream::connect(mapped(address)).map(drop),

@@ -9,6 +9,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 
+use crate::wait::patient;
+
 const TIMEOUT: Duration = Duration::from_secs(5);
 const HEADER: usize = 12;
 const A: u16 = 1;
@@ -85,19 +87,19 @@ pub fn ask(how: How, server: SocketAddr, name: &str, port: u16, v6: bool) -> Res
         _ => bail!("no address in the reply"),
     };
     println!("{address}");
-    let mut stream = TcpStream::connect_timeout(&(address, port).into(), TIMEOUT)?;
+    let mut stream = TcpStream::connect_timeout(&(address, port).into(), patient(TIMEOUT))?;
     Ok(stream.write_all(b"\x00\x00\x00\x08\x04\xd2\x16\x2f")?)
 }
 
 fn exchange(how: How, server: SocketAddr, question: &[u8]) -> Result<Vec<u8>> {
     if how == How::Tcp {
-        let mut stream = TcpStream::connect_timeout(&server, TIMEOUT)?;
-        stream.set_read_timeout(Some(TIMEOUT))?;
+        let mut stream = TcpStream::connect_timeout(&server, patient(TIMEOUT))?;
+        stream.set_read_timeout(Some(patient(TIMEOUT)))?;
         write_message(&mut stream, question)?;
         return read_message(&mut stream);
     }
     let socket = UdpSocket::bind(if server.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })?;
-    socket.set_read_timeout(Some(TIMEOUT))?;
+    socket.set_read_timeout(Some(patient(TIMEOUT)))?;
     let mut buffer = vec![0; 4096];
     let len = if how == How::Udp {
         socket.send_to(question, server)?;

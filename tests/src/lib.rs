@@ -18,4 +18,4 @@ pub mod wait;
 
 pub use bed::{Bed, Host, Proc, Service, ServicePort};
 pub use cmd::Cmd;
-pub use wait::wait_for;
+pub use wait::{patient, wait_for};

@@ -146,6 +146,9 @@ enum Command {
     /// another one so many times. Prints how many connections there were
     #[command(hide = true)]
     Knock { address: SocketAddr, first: String, milliseconds: u64, second: String, times: u64 },
+    /// Send messages to sinks, as standard input has them in JSON
+    #[command(hide = true)]
+    SendAll,
     /// Answer DNS questions on port 53 or another: NAME=ADDRESS, or ALIAS=NAME
     #[command(hide = true)]
     Answer { port: u16, records: Vec<String> },
@@ -226,6 +229,7 @@ fn run(command: Command) -> Result<()> {
         Command::Knock { address, first, milliseconds, second, times } => {
             tcp::knock(address, (&first, Duration::from_millis(milliseconds)), (&second, times))
         }
+        Command::SendAll => tcp::send_all(),
         Command::Answer { port, records } => dns::answer(port, &records),
         Command::Forward { port, server } => dns::forward(port, server),
         Command::Ask { how, server, name, port, v6 } => dns::ask(how, server, &name, port, v6),

@@ -11,6 +11,8 @@ use nix::libc::linger;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::Linger;
 
+use crate::wait::patient;
+
 /// Longer than a refusal takes, shorter than a test may.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -29,9 +31,9 @@ pub fn greet(port: u16, text: &str) -> Result<()> {
 
 /// Connects, and prints what is read.
 pub fn connect(address: SocketAddr) -> Result<()> {
-    let mut stream =
-        TcpStream::connect_timeout(&address, TIMEOUT).with_context(|| format!("connect to {address}"))?;
-    stream.set_read_timeout(Some(TIMEOUT))?;
+    let mut stream = TcpStream::connect_timeout(&address, patient(TIMEOUT))
+        .with_context(|| format!("connect to {address}"))?;
+    stream.set_read_timeout(Some(patient(TIMEOUT)))?;
     let mut text = String::new();
     stream.read_to_string(&mut text).with_context(|| format!("read from {address}"))?;
     io::stdout().write_all(text.as_bytes()).context("cannot write to standard output")
@@ -70,10 +72,23 @@ fn swallow(mut stream: TcpStream) -> io::Result<()> {
 pub fn send(address: SocketAddr, cuts: &[usize], input: Option<&Path>, pause: Option<&Path>) -> Result<()> {
     let input = input.unwrap_or(Path::new("/dev/stdin"));
     let bytes = fs::read(input).with_context(|| format!("cannot read {}", input.display()))?;
-    let mut stream =
-        TcpStream::connect_timeout(&address, TIMEOUT).with_context(|| format!("connect to {address}"))?;
+    deliver(address, &bytes, cuts, pause)
+}
+
+/// What is sent on one connection: to whom, what, and where it is cut into pieces.
+pub type Message = (SocketAddr, Vec<u8>, Vec<usize>);
+
+/// Sends what it reads as JSON, one message after the other, as [`send`] does: the start of a process costs more than that.
+pub fn send_all() -> Result<()> {
+    let messages: Vec<Message> = serde_json::from_reader(io::stdin()).context("cannot read the messages")?;
+    messages.iter().try_for_each(|(address, bytes, cuts)| deliver(*address, bytes, cuts, None))
+}
+
+fn deliver(address: SocketAddr, bytes: &[u8], cuts: &[usize], pause: Option<&Path>) -> Result<()> {
+    let mut stream = TcpStream::connect_timeout(&address, patient(TIMEOUT))
+        .with_context(|| format!("connect to {address}"))?;
     stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.set_read_timeout(Some(patient(TIMEOUT)))?;
     let mut start = 0;
     let mut pause = pause;
     for end in cuts.iter().copied().chain([bytes.len()]) {
@@ -92,11 +107,11 @@ pub fn send(address: SocketAddr, cuts: &[usize], input: Option<&Path>, pause: Op
 /// Connects over and over, each time with a request: for a host for some time, then for another one so many times.
 pub fn knock(address: SocketAddr, first: (&str, Duration), second: (&str, u64)) -> Result<()> {
     let knock = |host: &str| -> Result<()> {
-        let mut stream =
-            TcpStream::connect_timeout(&address, TIMEOUT).with_context(|| format!("connect to {address}"))?;
+        let mut stream = TcpStream::connect_timeout(&address, patient(TIMEOUT))
+            .with_context(|| format!("connect to {address}"))?;
         // Closed with a reset: the port is free at once.
         setsockopt(&stream, Linger, &linger { l_onoff: 1, l_linger: 0 })?;
-        stream.set_read_timeout(Some(TIMEOUT))?;
+        stream.set_read_timeout(Some(patient(TIMEOUT)))?;
         let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n");
         stream.write_all(request.as_bytes())?;
         Ok(stream.read_exact(&mut vec![0; request.len()])?)

@@ -1,7 +1,9 @@
 //! One namespace of a bed, and how it is joined to the others.
 
 use std::fmt::Write as _;
+use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::sync::Arc;
@@ -99,9 +101,20 @@ impl Host {
         let what = format!("port {port} in {}", self.data.netns);
         wait_for(&what, timeout, || {
             process.must_run()?;
-            let sockets = self.run(&Cmd::new("cat").args(["/proc/net/tcp", "/proc/net/tcp6"]))?.stdout;
-            Ok(listens(&String::from_utf8_lossy(&sockets), port).then_some(()))
+            Ok(self.sockets(process).is_some_and(|sockets| listens(&sockets, port)).then_some(()))
         })
+    }
+
+    /// The TCP sockets of this namespace as a process shows them that is in it; none before it is there, or when it has ended.
+    fn sockets(&self, process: &Proc) -> Option<String> {
+        let of_process = Path::new("/proc").join(process.pid().to_string());
+        let namespace = |path: &Path| fs::metadata(path).ok().map(|meta| meta.ino());
+        let here = namespace(&Path::new("/run/netns").join(&self.data.netns));
+        if here.is_none() || namespace(&of_process.join("ns/net")) != here {
+            return None;
+        }
+        let [v4, v6] = ["net/tcp", "net/tcp6"].map(|table| fs::read_to_string(of_process.join(table)));
+        Some(v4.ok()? + &v6.ok()?)
     }
 }
 

@@ -22,6 +22,8 @@ use hyper_util::client::legacy::{Client as HyperClient, Error as ClientError};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpListener;
 
+use crate::wait::patient;
+
 /// How long an answer may take.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -99,7 +101,7 @@ pub(crate) struct Client(HyperClient<HttpConnector<Names>, Empty<Bytes>>);
 impl Client {
     pub(crate) fn new(names: &Names, reuse: Reuse) -> Self {
         let mut connector = HttpConnector::new_with_resolver(names.clone());
-        connector.set_connect_timeout(Some(TIMEOUT));
+        connector.set_connect_timeout(Some(patient(TIMEOUT)));
         // One address after the other: on a busy machine a second try beside a slow first one would be a second edge.
         connector.set_happy_eyeballs_timeout(None);
         connector.set_nodelay(true);
@@ -125,9 +127,9 @@ impl Client {
             }
             Ok(body)
         };
-        let answer = tokio::time::timeout(TIMEOUT, answer).await;
+        let answer = tokio::time::timeout(patient(TIMEOUT), answer).await;
         answer
-            .unwrap_or_else(|_| Err(anyhow!("no answer within {TIMEOUT:?}")))
+            .unwrap_or_else(|_| Err(anyhow!("no answer within {:?}", patient(TIMEOUT))))
             .with_context(|| format!("GET {url}"))
     }
 }

@@ -167,7 +167,8 @@ fn hosts_beyond_the_budget_are_told() -> Result<()> {
     let observer = crate::fixture::Observer::start(&sink.mesh.bed, &cgroup, &sink.inventory()?)?;
     // At once, so that they are far more than the 64 a second that the edge has, however busy the machine is.
     std::thread::scope(|scope| {
-        let sending: Vec<_> = cases.iter().map(|case| scope.spawn(|| sink.send(0, case))).collect();
+        let sending: Vec<_> =
+            cases.iter().map(|case| scope.spawn(|| sink.send(0, std::slice::from_ref(case)))).collect();
         sending.into_iter().try_for_each(|sent| sent.join().expect("no panic"))
     })?;
     let results = observer.stop()?;

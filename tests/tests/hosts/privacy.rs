@@ -2,7 +2,7 @@
 //! kernel's maps.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::{fs, slice};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -115,7 +115,7 @@ fn nothing_but_hosts_gets_anywhere() -> Result<()> {
     let bed = &sink.mesh.bed;
     let observer = Observer::start_as(cmd, bed, &bed.pods_cgroup(), &sink.inventory()?, &[])?;
     for (number, case) in cases.iter().enumerate() {
-        sink.send(number, case)?;
+        sink.send(number, slice::from_ref(case)).with_context(|| case.name.clone())?;
         let dumped = dump(&observer.process)?;
         // What must be there is: addresses of the edges.
         let known = sink.service.v4.octets();

@@ -1,10 +1,12 @@
 //! A client that sends what it is told to a sink behind a Service. Each case has a port of its own, so that each is an edge.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
 use sidescope_tests::inventory;
+use sidescope_tests::tcp::Message;
 use sidescope_tests::{Cmd, Host, Service, ServicePort};
 
 use crate::fixture::{Mesh, Results, SOON, TESTBED, list};
@@ -64,10 +66,14 @@ impl Sink {
         Ok(format!("{}---\n{}", self.mesh.inventory()?, inventory::list(service)?))
     }
 
-    pub(crate) fn send(&self, number: usize, case: &Case) -> Result<()> {
-        let cmd = self.command(number, case).stdin(case.bytes.clone());
-        self.client.run(&cmd).with_context(|| case.name.clone())?;
-        Ok(())
+    /// Sends cases, of which the first is the one with this number.
+    pub(crate) fn send(&self, number: usize, cases: &[Case]) -> Result<()> {
+        let ports = FIRST_PORT + number as u16..;
+        let messages = ports.zip(cases).map(|(port, case)| -> Message {
+            (SocketAddr::new(self.service.v4.into(), port), case.bytes.clone(), case.cuts.clone())
+        });
+        let messages = serde_json::to_vec(&messages.collect::<Vec<_>>())?;
+        self.client.run(&Cmd::new(TESTBED).arg("send-all").stdin(messages)).map(drop)
     }
 
     /// What sends a case from its standard input, to be run by the client.
@@ -103,9 +109,7 @@ pub(crate) fn check(cases: &[Case]) -> Result<Results> {
     let sink = Sink::new(cases.len())?;
     let observer =
         crate::fixture::Observer::start(&sink.mesh.bed, &sink.mesh.bed.pods_cgroup(), &sink.inventory()?)?;
-    for (number, case) in cases.iter().enumerate() {
-        sink.send(number, case)?;
-    }
+    sink.send(0, cases)?;
     compare(sink, cases, observer.stop()?)
 }
 

@@ -82,6 +82,8 @@ fn a_connection_that_comes_to_nothing_makes_an_edge() -> Result<()> {
     let mut mesh = Mesh::new()?;
     let (caller, silent) = (mesh.pod("caller")?, mesh.server("silent")?);
     let blocked = mesh.pod("blocked")?;
+    // A pod has a process for as long as it lives. Before 5.14 nothing else tells whose a connect is that was denied.
+    blocked.spawn(&Cmd::new("sleep").arg("1000"))?;
     let nobody = mesh.service("nobody", None)?;
     let dropping = mesh.service("silent", Some(&silent))?;
     let (unrouted, beyond) = (Ipv4Addr::new(203, 0, 113, 1), Ipv4Addr::new(203, 0, 113, 2));

@@ -12,19 +12,25 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Program, command_path, fetch::Kernel, modules, results::MARK, under_test};
+use super::{Program, READ_BY_TESTS, TESTS, command_path, fetch::Kernel, modules, results::MARK, under_test};
 use crate::command::{self, root_dir, shown, stdout};
 
 /// What the test bed and its tests call. The real programs: busybox has some of them too, and less able.
-const COMMANDS: [&str; 20] = [
+const COMMANDS: [&str; 28] = [
+    "bpftool",
     "cat",
+    "chmod",
+    "cut",
     "echo",
     "env",
     "false",
+    "grep",
     "id",
     "ip",
+    "ip6tables",
     "ip6tables-restore",
     "ip6tables-save",
+    "iptables",
     "iptables-restore",
     "iptables-save",
     "mkdir",
@@ -34,12 +40,18 @@ const COMMANDS: [&str; 20] = [
     "setsid",
     "sh",
     "sleep",
+    "ss",
     "true",
+    "umount",
     "unshare",
     "mount",
 ];
-/// Time for one test binary; the rest of the machine's time is for the boot and to show what a binary that hangs has said.
-const PROGRAM_SECONDS: u32 = 150;
+/// Time for one test binary.
+const PROGRAM_SECONDS: u32 = 600;
+/// Tests that run at once: they wait more than they work.
+const THREADS: u32 = 3;
+/// By how much the tests' own limits are longer on emulated processors: see `tests/src/wait.rs`.
+const PATIENCE: (&str, u32) = ("SIDESCOPE_TEST_PATIENCE", 6);
 
 /// Makes the image; returns its path.
 pub(super) fn make(kernel: &Kernel, rows: &[Program]) -> Result<PathBuf> {
@@ -59,6 +71,10 @@ pub(super) fn make(kernel: &Kernel, rows: &[Program]) -> Result<PathBuf> {
         image.add_command(&command_path(name)?)?;
     }
     image.add(&command_path("busybox")?)?;
+    fs::create_dir_all(image.place(&root_dir().join(TESTS))?)?;
+    for folder in READ_BY_TESTS {
+        image.add_folder(&root_dir().join(folder))?;
+    }
     image.add_firewall_extensions()?;
     let modules = image.add_modules(kernel)?;
     image.write_init(&modules, rows)?;
@@ -110,6 +126,16 @@ impl Image {
         let link = self.place(&Path::new("/bin").join(name))?;
         if real != Path::new("/bin").join(name) && !link.exists() {
             symlink(&real, &link).with_context(|| format!("cannot make {}", link.display()))?;
+        }
+        Ok(())
+    }
+
+    /// The files of a folder, at their own path.
+    fn add_folder(&self, path: &Path) -> Result<()> {
+        for entry in fs::read_dir(path).with_context(|| format!("cannot list {}", path.display()))? {
+            let file = entry?.path();
+            let place = self.place(&file)?;
+            fs::copy(&file, &place).with_context(|| format!("cannot copy {}", file.display()))?;
         }
         Ok(())
     }
@@ -193,8 +219,9 @@ fn libraries(ldd: &str) -> Vec<PathBuf> {
 /// The script that the kernel starts: the smallest system that the test bed can live in, then the rows, then the end.
 fn init(busybox: &Path, modules: &[String], rows: &[Program]) -> String {
     let busybox = busybox.display();
+    let (patience, times) = PATIENCE;
     let mut script = format!(
-        "#!{busybox} sh\nexport PATH=/bin:/usr/bin:/usr/sbin:/sbin HOME=/tmp RUST_BACKTRACE=0 SIDESCOPE_BIN={}\nb={busybox}\n\
+        "#!{busybox} sh\nexport PATH=/bin:/usr/bin:/usr/sbin:/sbin HOME=/tmp RUST_BACKTRACE=0 SIDESCOPE_BIN={}\nexport {patience}={times}\nb={busybox}\n\
          $b mount -t proc proc /proc\n$b mount -t sysfs sys /sys\n$b mount -t devtmpfs dev /dev\n\
          $b mount -t cgroup2 cgroup2 /sys/fs/cgroup\n$b mount -t bpf bpf /sys/fs/bpf\n",
         under_test()[0].display()
@@ -210,8 +237,11 @@ fn init(busybox: &Path, modules: &[String], rows: &[Program]) -> String {
         // Into a file first: messages of the kernel would stand in the midst of lines.
         let _ = write!(
             script,
-            "$b timeout -s KILL {PROGRAM_SECONDS} {path} --test-threads=1{skip} >/tmp/said 2>&1\ncode=$?\n\
-             echo '{MARK} begin {name}'\n$b cat /tmp/said\necho \"{MARK} end {name} $code\"\n"
+            "read -r start rest </proc/uptime\n\
+             $b timeout -s KILL {PROGRAM_SECONDS} {path} --test-threads={THREADS}{skip} >/tmp/said 2>&1\ncode=$?\n\
+             read -r end rest </proc/uptime\n\
+             echo '{MARK} begin {name}'\n$b cat /tmp/said\n\
+             echo \"{MARK} end {name} $code $((${{end%.*}} - ${{start%.*}}))\"\n"
         );
     }
     script.push_str("$b poweroff -f\n");
@@ -234,7 +264,7 @@ mod tests {
         let row = Program { name: "bed", path: PathBuf::from("/t/bed-1"), skip: &["slow"] };
         let script = init(Path::new("/bin/busybox"), &["veth.ko".to_owned()], &[row]);
         let at = |text: &str| script.find(text).unwrap_or_else(|| panic!("`{text}` is not in\n{script}"));
-        assert!(at("insmod /modules/veth.ko") < at("/t/bed-1 --test-threads=1 --skip slow"));
+        assert!(at("insmod /modules/veth.ko") < at("/t/bed-1 --test-threads=3 --skip slow"));
         assert!(at("begin bed") < at("end bed $code"));
         assert!(script.ends_with("poweroff -f\n"));
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 /// Modules of the test bed: its links and the rules that make ClusterIPs. A kernel that has one of them built in, or does the
 /// same in another module, has no file for it.
-pub(super) const WANTED: [&str; 23] = [
+pub(super) const WANTED: [&str; 24] = [
     "veth",
     "bridge",
     "dummy",
@@ -22,6 +22,7 @@ pub(super) const WANTED: [&str; 23] = [
     "nft_reject_ipv6",
     "nft_numgen",
     "xt_nat",
+    "xt_owner",
     "xt_tcpudp",
     "xt_statistic",
     "xt_MASQUERADE",

@@ -24,6 +24,8 @@ pub(super) enum Ended {
 /// What became of one kernel.
 pub(super) struct Report {
     pub(super) rows: Vec<Row>,
+    /// Seconds that each program took.
+    pub(super) seconds: Vec<(String, u64)>,
     pub(super) console: String,
     pub(super) ended: Ended,
     pub(super) took: Duration,
@@ -53,7 +55,7 @@ impl Row {
                 }
             }));
             let failed = rows[before..].iter().any(|row| !row.passed);
-            let exit = exit.lines().next().unwrap_or("").trim();
+            let exit = exit.split_whitespace().next().unwrap_or("");
             if rows.len() == before {
                 rows.push(row("(no test was run)", false));
             } else if exit != "0" && !failed {
@@ -64,6 +66,16 @@ impl Row {
     }
 }
 
+/// Seconds of the programs that came to an end, as their last lines have them.
+pub(super) fn seconds(console: &str, programs: &[&str]) -> Vec<(String, u64)> {
+    let of = |program: &&str| {
+        let (_, end) = console.split_once(&format!("{MARK} end {program} "))?;
+        let seconds = end.lines().next()?.split_whitespace().nth(1)?.parse().ok()?;
+        Some(((*program).to_owned(), seconds))
+    };
+    programs.iter().filter_map(of).collect()
+}
+
 impl Report {
     pub(super) fn passed(&self) -> bool {
         self.ended == Ended::ByItself && self.rows.iter().all(|row| row.passed)
@@ -71,10 +83,15 @@ impl Report {
 
     /// One line per row; what the console said, where one failed.
     pub(super) fn text(&self, release: &str) -> String {
-        let mut text = format!("    kernel {release}, {:.0} s\n", self.took.as_secs_f64());
+        let mut text = format!("    kernel {release}, {:.0} s", self.took.as_secs_f64());
+        // Writing to a String does not fail.
+        for (number, (program, seconds)) in self.seconds.iter().enumerate() {
+            let before = if number == 0 { ": " } else { ", " };
+            let _ = write!(text, "{before}{program} {seconds} s");
+        }
+        text.push('\n');
         for row in &self.rows {
             let word = if row.passed { "ok" } else { "FAILED" };
-            // Writing to a String does not fail.
             let _ = writeln!(text, "      {word:<6} {}::{}", row.program, row.test);
         }
         if self.passed() {
@@ -112,13 +129,15 @@ mod tests {
             "test a ... ok",
             "test b::c ... ok",
             "test d ... ignored, why",
-            "@@ end one 0",
+            "@@ end one 0 12",
             "@@ begin two",
             "test a ... FAILED",
-            "@@ end two 101",
+            "@@ end two 101 3",
         ]);
         assert_eq!(said(&Row::all(&text, &["one"])), [("a", true), ("b::c", true)]);
         assert_eq!(said(&Row::all(&text, &["two"])), [("a", false)]);
+        let times = [("one".to_owned(), 12), ("two".to_owned(), 3)];
+        assert_eq!(seconds(&text, &["one", "two", "three"]), times);
     }
 
     #[test]
@@ -134,11 +153,12 @@ mod tests {
     fn a_failure_shows_the_end_of_the_console() {
         let report = |ended| Report {
             rows: Vec::new(),
+            seconds: vec![("a".to_owned(), 3), ("b".to_owned(), 4)],
             console: "the panic\n".to_owned(),
             ended,
             took: Duration::from_secs(7),
         };
-        assert_eq!(report(Ended::ByItself).text("6.1.0"), "    kernel 6.1.0, 7 s\n");
+        assert_eq!(report(Ended::ByItself).text("6.1.0"), "    kernel 6.1.0, 7 s: a 3 s, b 4 s\n");
         assert!(report(Ended::TimedOut).text("6.1.0").ends_with("| the panic\n"));
         assert!(!report(Ended::TimedOut).passed());
     }

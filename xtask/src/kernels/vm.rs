@@ -12,8 +12,8 @@ use anyhow::{Context, Result};
 
 use super::{fetch::Kernel, results::Ended};
 
-/// What a kernel may take, emulated on two processors, of which a busy machine gives it a small part: three minutes were too short.
-const LIMIT: Duration = Duration::from_secs(600);
+/// What a kernel may take, emulated on two processors.
+const LIMIT: Duration = Duration::from_secs(1200);
 const PAUSE: Duration = Duration::from_millis(100);
 
 pub(super) struct Run {
