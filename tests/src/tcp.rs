@@ -70,8 +70,11 @@ fn swallow(mut stream: TcpStream) -> io::Result<()> {
 /// Sends what it reads to a sink, cut into pieces at these places. Each is a packet of its own (or several, if it is large):
 /// it waits until the sink has told of all bytes of one before it sends the next.
 pub fn send(address: SocketAddr, cuts: &[usize], input: Option<&Path>, pause: Option<&Path>) -> Result<()> {
-    let input = input.unwrap_or(Path::new("/dev/stdin"));
-    let bytes = fs::read(input).with_context(|| format!("cannot read {}", input.display()))?;
+    let mut bytes = Vec::new();
+    match input {
+        Some(path) => bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?,
+        None => drop(io::stdin().read_to_end(&mut bytes).context("cannot read standard input")?),
+    }
     deliver(address, &bytes, cuts, pause)
 }
 

@@ -43,7 +43,6 @@ pub(crate) const ROWS: &[(&str, &[&str])] = &[
     ("kernels", &[]),
     ("existing", &[]),
     ("hosts", &[]),
-    ("users", &[]),
     (
         "agent",
         &[
