@@ -1,5 +1,7 @@
 //! What HTTP/1 allows and what it does not, and what comes before it.
 
+use std::time::Instant;
+
 use anyhow::Result;
 
 use crate::fixture::Results;
@@ -135,13 +137,18 @@ fn hosts_beyond_the_budget_are_told() -> Result<()> {
     let sink = crate::sink::Sink::new(1)?;
     let cgroup = sink.mesh.bed.pods_cgroup();
     let observer = crate::fixture::Observer::start(&sink.mesh.bed, &cgroup, &sink.inventory()?)?;
+    let start = Instant::now();
     sink.send(0, &[case])?;
+    let seconds = start.elapsed().as_secs() as usize;
     let results = observer.stop()?;
     let seen = crate::sink::seen(&results)?;
     let (_, edge) = seen.first_key_value().expect("one edge");
-    let over = losses(&results)["headBudget"].as_u64().unwrap_or_default() as usize;
-    // All come within a second or two, and each second has a budget of 64.
-    assert!(edge.unknown && edge.hosts.len() >= 64 && over > 0, "{} found, {over} over", edge.hosts.len());
-    assert_eq!(edge.hosts.len() + over, MADE);
+    let lost = |cause: &str| losses(&results)[cause].as_u64().unwrap_or_default() as usize;
+    let (found, over, beyond) = (edge.hosts.len(), lost("headBudget"), lost("tooManyHosts"));
+    // Each second, whole or not, has a budget of 64. Of 400 that come within a second or two most are over it; a slow machine
+    // brings more of them than an edge may have.
+    let told = format!("{found} found, {over} over, {beyond} beyond, in {seconds} s");
+    assert!(edge.unknown && found >= 64 && found + beyond <= 64 * (seconds + 2), "{told}");
+    assert_eq!(found + over + beyond, MADE, "{told}");
     sink.mesh.bed.end()
 }
