@@ -9,7 +9,7 @@ mod modules;
 mod results;
 mod vm;
 
-use std::{collections::BTreeMap, env, path::PathBuf, process::Stdio, sync::Mutex, thread, time::Instant};
+use std::{collections::BTreeMap, env, path::PathBuf, process::Stdio, thread, time::Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -81,9 +81,6 @@ const READ_BY_TESTS: [&str; 1] = ["observer/samples"];
 /// The folder of the tests, from which they look for the others.
 const TESTS: &str = "tests";
 
-/// How many kernels run at once: each has two virtual processors.
-const AT_ONCE: usize = 2;
-
 /// The versions that are asked for; all, if none is.
 pub(crate) fn chosen(names: &[String]) -> Result<Vec<Version>> {
     if names.is_empty() {
@@ -110,20 +107,15 @@ pub(crate) fn run(versions: &[Version]) -> Result<()> {
     );
     let rows = rows(build()?)?;
     let kernels = versions.iter().map(|version| fetch::kernel(*version)).collect::<Result<Vec<_>>>()?;
-    let waiting = Mutex::new(kernels.iter());
-    let next = || waiting.lock().expect("a panic here is a bug").next();
-    let one_by_one = || {
-        let mut failed = 0;
-        while let Some(kernel) = next() {
-            let report = boot(kernel, &rows)?;
-            print!("{}", report.text(&kernel.release));
-            failed += usize::from(!report.passed());
-        }
-        anyhow::Ok(failed)
+    // All at once: a kernel has two processors, and keeps one of this machine's busy.
+    let boot = |kernel: &Kernel| {
+        let report = boot(kernel, &rows)?;
+        print!("{}", report.text(&kernel.release));
+        anyhow::Ok(usize::from(!report.passed()))
     };
     let failed = thread::scope(|scope| {
-        let workers: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(one_by_one)).collect();
-        let failed = workers.into_iter().map(|worker| worker.join().expect("a panic here is a bug"));
+        let running: Vec<_> = kernels.iter().map(|kernel| scope.spawn(move || boot(kernel))).collect();
+        let failed = running.into_iter().map(|run| run.join().expect("a panic here is a bug"));
         failed.sum::<Result<usize>>()
     })?;
     ensure!(failed == 0, "{failed} of {} kernels failed; see above", kernels.len());

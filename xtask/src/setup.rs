@@ -33,8 +33,9 @@ pub(crate) struct Parts {
 /// Commands of the test bed, and the packages that have them.
 const TEST_BED: [(&str, &str); 3] = [("ip", "iproute2"), ("iptables", "iptables"), ("nsenter", "util-linux")];
 
-/// Commands of the kernel matrix, and the packages that have them.
-const KERNEL_MATRIX: [(&str, &str); 7] = [
+/// Commands of the kernel matrix and of the tests in it, and the packages that have them.
+const KERNEL_MATRIX: [(&str, &str); 8] = [
+    ("bpftool", "bpftool"),
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("busybox", "busybox-static"),
     ("cpio", "cpio"),

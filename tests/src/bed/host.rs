@@ -211,7 +211,6 @@ pub(crate) fn join(node: &HostData, host: &HostData, number: usize) -> Result<()
     }
     let (v4, v6, netns) = (host.v4, host.v6, &host.netns);
     sysctl(host, &FROM_THE_FIRST_PACKET)?;
-    sysctl(host, &[("ipv6/conf/default/accept_redirects", "0"), ("ipv6/conf/default/accept_ra", "0")])?;
     ip_batch(
         node,
         format!(

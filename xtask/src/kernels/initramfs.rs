@@ -16,10 +16,11 @@ use super::{Program, READ_BY_TESTS, TESTS, command_path, fetch::Kernel, modules,
 use crate::command::{self, root_dir, shown, stdout};
 
 /// What the test bed and its tests call. The real programs: busybox has some of them too, and less able.
-const COMMANDS: [&str; 28] = [
+const COMMANDS: [&str; 29] = [
     "bpftool",
     "cat",
     "chmod",
+    "cp",
     "cut",
     "echo",
     "env",
