@@ -5,3 +5,4 @@ pub mod graph;
 pub mod mesh;
 pub mod names;
 pub mod sidecar;
+pub mod time;
