@@ -40,6 +40,7 @@ pub mod sources;
 pub mod tls;
 pub mod uid_map;
 pub mod watch;
+pub mod wire;
 
 #[cfg(test)]
 mod fixture;

@@ -142,6 +142,39 @@ impl ObjectName {
     }
 }
 
+/// The uid of a pod. Those of the API server are UUIDs; a static pod's is a hash.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct PodUid(String);
+
+impl PodUid {
+    /// Longest uid in bytes: that of a UUID, and some.
+    pub const MAX_LEN: usize = 64;
+
+    /// Checks `uid`.
+    ///
+    /// # Errors
+    /// When it is empty, longer than [`Self::MAX_LEN`], or holds anything but letters, digits and `-`.
+    pub fn new(uid: impl Into<String>) -> Result<Self, NameError> {
+        let uid = uid.into();
+        if uid.is_empty() {
+            return Err(NameError::Empty);
+        }
+        if uid.len() > Self::MAX_LEN {
+            return Err(NameError::TooLong { len: uid.len(), max: Self::MAX_LEN });
+        }
+        match uid.chars().find(|c| !c.is_ascii_alphanumeric() && *c != '-') {
+            Some(bad) => Err(NameError::BadCharacter(bad)),
+            None => Ok(Self(uid)),
+        }
+    }
+
+    /// The uid.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
 fn check_label(label: &str) -> Result<(), NameError> {
     if label.is_empty() {
         return Err(NameError::Empty);
@@ -201,6 +234,7 @@ macro_rules! text_newtype {
 text_newtype!(Namespace, |text: &str| Namespace::new(text));
 text_newtype!(Host, Host::new);
 text_newtype!(ObjectName, |text: &str| ObjectName::new(text));
+text_newtype!(PodUid, |text: &str| PodUid::new(text));
 
 #[cfg(test)]
 mod tests {
@@ -233,6 +267,12 @@ mod tests {
         }
         for bad in ["", "Default", "a.b", "-a", "a-", &"a".repeat(64)] {
             assert!(Namespace::new(bad).is_err(), "{bad:?} was taken");
+        }
+        for bad in ["", "a/b", "a_b", "a\n", &"a".repeat(65)] {
+            assert!(PodUid::new(bad).is_err(), "{bad:?} was taken");
+        }
+        for good in ["6f1c2b5e-0b7a-4a53-9d6e-2f0c8a4b1e77", "d8c8d4a5f0c14e6db8f1a0c2f4f5e6a7"] {
+            assert!(PodUid::new(good).is_ok(), "{good:?} was refused");
         }
     }
 }

@@ -39,6 +39,7 @@ const MODULES: &[(&str, Layer)] = &[
     ("sources", Layer::Pure),
     ("tls", Layer::Pure),
     ("uid_map", Layer::Pure),
+    ("wire", Layer::Pure),
     //
     ("cgroup", Layer::Io),
     ("input", Layer::Io),
