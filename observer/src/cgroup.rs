@@ -1,5 +1,6 @@
 //! Finds the cgroup that the programs are attached to.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -7,6 +8,9 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
 use procfs::process::Process;
+
+use crate::binding;
+use crate::model::names::PodUid;
 
 /// Where the kubelet puts pods, by cgroup driver. The programs go there rather than to the root, so that they run before those
 /// that are attached at the root (a socket load balancer would show them the rewritten destination).
@@ -78,6 +82,32 @@ pub(crate) fn id_of(pid: u32, root: &Path) -> Option<u64> {
     Some(std::fs::metadata(root.join(own.pathname.trim_start_matches('/'))).ok()?.ino())
 }
 
+/// Ids of the cgroups of pods below `path`, the kubelet's cgroup, and of all below those. Cgroups that go away meanwhile are left out.
+///
+/// # Errors
+/// When `path` itself cannot be read.
+pub fn pods(path: &Path) -> io::Result<HashMap<u64, PodUid>> {
+    let mut pods = HashMap::new();
+    let mut below = vec![path.to_owned()];
+    while let Some(dir) = below.pop() {
+        let entries = match fs::read_dir(&dir) {
+            Err(err) if dir == path => return Err(err),
+            Err(_) => continue,
+            Ok(entries) => entries,
+        };
+        for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+            let child = entry.path();
+            if let (Some(pod), Ok(meta)) =
+                (binding::pod_of(child.strip_prefix(path).unwrap_or(&child)), entry.metadata())
+            {
+                pods.insert(meta.ino(), pod);
+            }
+            below.push(child);
+        }
+    }
+    Ok(pods)
+}
+
 /// Where the cgroup2 hierarchy is mounted.
 pub(crate) fn cgroup2_root() -> Result<PathBuf, CgroupError> {
     let mounts = Process::myself().and_then(|me| me.mountinfo()).map_err(CgroupError::Mounts)?;
@@ -108,4 +138,23 @@ pub fn processes(path: &Path) -> io::Result<Vec<u32>> {
         below.extend(dirs.map(|entry| entry.path()));
     }
     Ok(pids)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_s_cgroup_and_all_below_it_are_the_pod_s() {
+        let root = tempfile::tempdir().unwrap();
+        let container = root.path().join("burstable/poda-1/c/inner");
+        fs::create_dir_all(&container).unwrap();
+        fs::create_dir_all(root.path().join("besteffort")).unwrap();
+        let found = pods(root.path()).unwrap();
+        let ino = |path: &Path| fs::metadata(path).unwrap().ino();
+        let mine = [container.as_path(), container.parent().unwrap(), &root.path().join("burstable/poda-1")];
+        assert_eq!(found.len(), mine.len());
+        assert!(mine.iter().all(|path| found.get(&ino(path)).is_some_and(|pod| pod.as_str() == "a-1")));
+        assert!(pods(&root.path().join("none")).is_err());
+    }
 }

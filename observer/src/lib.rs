@@ -7,6 +7,7 @@ pub mod agent;
 pub mod answers;
 pub mod attribute;
 pub mod authority;
+pub mod binding;
 pub mod cgroup;
 pub mod changes;
 pub mod cli;

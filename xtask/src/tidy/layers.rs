@@ -19,6 +19,7 @@ const MODULES: &[(&str, Layer)] = &[
     ("answers", Layer::Pure),
     ("attribute", Layer::Pure),
     ("authority", Layer::Pure),
+    ("binding", Layer::Pure),
     ("changes", Layer::Pure),
     ("clock", Layer::Pure),
     ("collect", Layer::Pure),

@@ -1,0 +1,119 @@
+//! Which pod a network namespace is: told by the cgroups of the processes in it, which the kubelet names after the pod. Bound once, since
+//! the sandbox of a pod keeps its namespace for life and no cookie is used twice. Pure.
+
+use std::collections::{HashMap, HashSet};
+use std::path::{Component, Path};
+
+use crate::model::names::PodUid;
+
+/// Most namespaces that are bound at a time; a node has a few hundred pods. More are not bound, and told by their addresses.
+pub const MAX_BOUND: usize = 16_384;
+
+/// Namespaces and their pods.
+#[derive(Clone, Debug, Default)]
+pub struct Bindings {
+    bound: HashMap<u64, PodUid>,
+}
+
+impl Bindings {
+    /// What the cgroups of the programs in a namespace say. Where they speak of several pods (a debugging tool that entered the
+    /// namespace from its own pod), nothing is bound.
+    pub fn bind(&mut self, netns: u64, pods: &[PodUid]) {
+        let Some((first, rest)) = pods.split_first() else { return };
+        if rest.iter().all(|pod| pod == first)
+            && (self.bound.len() < MAX_BOUND || self.bound.contains_key(&netns))
+        {
+            self.bound.entry(netns).or_insert_with(|| first.clone());
+        }
+    }
+
+    /// The pod that the namespace is.
+    pub fn pod(&self, netns: u64) -> Option<&PodUid> {
+        self.bound.get(&netns)
+    }
+
+    /// Forgets namespaces that are gone.
+    pub fn forget(&mut self, gone: &HashSet<u64>) {
+        self.bound.retain(|netns, _| !gone.contains(netns));
+    }
+}
+
+/// The pod whose cgroup has this path below the kubelet's (`kubepods`, `kubepods.slice`), or lies below it. The kubelet writes
+/// `besteffort/pod<uid>` or, where systemd manages cgroups, `kubepods-besteffort.slice/kubepods-besteffort-pod<uid>.slice` with
+/// underscores in place of dashes (kubernetes `pkg/kubelet/cm`). The first such name counts: what a container makes below its own
+/// cgroup is its business.
+pub fn pod_of(below_kubepods: &Path) -> Option<PodUid> {
+    below_kubepods.components().find_map(|component| match component {
+        Component::Normal(name) => uid_in(name.to_str()?),
+        _ => None,
+    })
+}
+
+fn uid_in(name: &str) -> Option<PodUid> {
+    if let Some(uid) = name.strip_prefix("pod") {
+        return PodUid::new(uid).ok();
+    }
+    let name = name.strip_suffix(".slice")?;
+    let (_, uid) = name.split_once("-pod")?;
+    PodUid::new(uid.replace('_', "-")).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn uid(text: &str) -> PodUid {
+        PodUid::new(text).unwrap()
+    }
+
+    #[test]
+    fn the_kubelet_names_cgroups_after_pods() {
+        const UID: &str = "6f1c2b5e-0b7a-4a53-9d6e-2f0c8a4b1e77";
+        for (path, expected) in [
+            ("besteffort/pod6f1c2b5e-0b7a-4a53-9d6e-2f0c8a4b1e77/0123456789abcdef", Some(UID)),
+            ("pod6f1c2b5e-0b7a-4a53-9d6e-2f0c8a4b1e77", Some(UID)),
+            (
+                "kubepods-burstable.slice/kubepods-burstable-pod6f1c2b5e_0b7a_4a53_9d6e_2f0c8a4b1e77.slice/cri-containerd-01.scope",
+                Some(UID),
+            ),
+            ("kubepods-pod6f1c2b5e_0b7a_4a53_9d6e_2f0c8a4b1e77.slice", Some(UID)),
+            // A static pod's uid is a hash.
+            ("burstable/podd8c8d4a5f0c14e6db8f1a0c2f4f5e6a7/c", Some("d8c8d4a5f0c14e6db8f1a0c2f4f5e6a7")),
+            // What a container made for itself.
+            ("burstable/poda/c/podb", Some("a")),
+            ("burstable", None),
+            ("kubepods-besteffort.slice", None),
+            ("", None),
+            ("besteffort/pod", None),
+            ("besteffort/pod a", None),
+            ("system.slice/crio-podinfo.service", None),
+        ] {
+            assert_eq!(pod_of(Path::new(path)), expected.map(uid), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_namespace_is_bound_once_and_only_where_all_say_the_same() {
+        let mut bindings = Bindings::default();
+        bindings.bind(1, &[]);
+        bindings.bind(2, &[uid("a"), uid("b")]);
+        assert_eq!((bindings.pod(1), bindings.pod(2)), (None, None));
+        bindings.bind(1, &[uid("a"), uid("a")]);
+        bindings.bind(1, &[uid("b")]);
+        assert_eq!(bindings.pod(1), Some(&uid("a")));
+        bindings.forget(&HashSet::from([1]));
+        assert_eq!(bindings.pod(1), None);
+    }
+
+    #[test]
+    fn no_more_are_bound_than_there_is_room_for() {
+        let mut bindings = Bindings::default();
+        for netns in 0..=MAX_BOUND as u64 {
+            bindings.bind(netns, &[uid("a")]);
+        }
+        assert!(bindings.pod(MAX_BOUND as u64).is_none());
+        bindings.forget(&HashSet::from([0]));
+        bindings.bind(MAX_BOUND as u64, &[uid("a")]);
+        assert!(bindings.pod(MAX_BOUND as u64).is_some());
+    }
+}
