@@ -25,6 +25,7 @@ pub mod model;
 pub mod namespaces;
 pub mod observe;
 pub mod older;
+pub mod outbox;
 pub mod output;
 pub mod owners;
 pub mod plan;

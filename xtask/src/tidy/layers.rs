@@ -31,6 +31,7 @@ const MODULES: &[(&str, Layer)] = &[
     ("inventory", Layer::Pure),
     ("mesh_index", Layer::Pure),
     ("older", Layer::Pure),
+    ("outbox", Layer::Pure),
     ("owners", Layer::Pure),
     ("plan", Layer::Pure),
     ("proxy_protocol", Layer::Pure),
