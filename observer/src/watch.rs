@@ -184,7 +184,7 @@ impl Watch {
                     let closed = self.older.end(summary.failed == 0 && summary.sockets_beyond == 0);
                     self.probes.forget_older(&closed, self.older.any())?;
                 }
-                self.scans.ended(&summary);
+                self.scans.ended(what, &summary);
             }
             Err(reason) => self.scans.failed(&reason, Instant::now()),
         }

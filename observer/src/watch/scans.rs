@@ -71,10 +71,12 @@ impl Scans {
     }
 
     /// A scan came to its end.
-    pub(super) fn ended(&mut self, summary: &Summary) {
+    pub(super) fn ended(&mut self, what: What, summary: &Summary) {
         let Summary { namespaces, sockets, failed, first_failure, .. } = summary;
         debug!(namespaces, sockets, failed, "network namespaces looked at");
-        if self.is_news(first_failure.clone()) {
+        // One for addresses alone does not tell that sockets can be listed again.
+        let tells = what == What::Sockets || first_failure.is_some();
+        if tells && self.is_news(first_failure.clone()) {
             match first_failure {
                 Some(reason) => warn!(
                     failed,
@@ -173,6 +175,16 @@ mod tests {
             scans.is_news(reason)
         });
         assert_eq!(told, [false, true, false, true, true, false, true]);
+    }
+
+    #[test]
+    fn only_a_scan_that_lists_sockets_ends_the_trouble() {
+        let mut scans = Scans::new(By::ThisProcess, PathBuf::new(), Instant::now());
+        scans.failed(&ScanError::CutShort, Instant::now());
+        scans.ended(What::Addresses, &Summary::default());
+        assert!(scans.trouble.is_some());
+        scans.ended(What::Sockets, &Summary::default());
+        assert!(scans.trouble.is_none());
     }
 
     #[test]
