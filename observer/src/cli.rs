@@ -174,6 +174,24 @@ mod tests {
     }
 
     #[test]
+    fn the_commands_in_the_readme_are_ones_that_it_takes() {
+        let lines =
+            include_str!("../../README.md").lines().filter_map(|line| line.strip_prefix("sudo sidescope "));
+        let mut kinds = std::collections::BTreeSet::new();
+        for line in lines {
+            let words =
+                line.split('#').next().unwrap_or_default().split_whitespace().filter(|word| *word != "&");
+            let parsed = Cli::try_parse_from(["sidescope"].into_iter().chain(words));
+            kinds.insert(match parsed.unwrap_or_else(|err| panic!("{line}: {err}")).command {
+                Command::Observe(_) => "observe",
+                Command::Agent(_) => "agent",
+                Command::Scanner(_) => "scanner",
+            });
+        }
+        assert_eq!(kinds.into_iter().collect::<Vec<_>>(), ["agent", "observe", "scanner"]);
+    }
+
+    #[test]
     fn who_scans_is_a_socket_or_nobody_or_else_the_agent() {
         let agent = |more: &[&str]| {
             let cli = Cli::try_parse_from(["sidescope", "agent"].iter().chain(more));
