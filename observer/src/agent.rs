@@ -15,6 +15,7 @@ use crate::cli::Agent;
 use crate::older::Older;
 use crate::probes::Settings;
 use crate::probes::pins::{self, Mark, PinError, Pins, Taken};
+use crate::scan::By;
 use crate::watch::{Failure, Step, Stop, Watch, collect};
 
 /// How long to wait for another agent, which may be about to end.
@@ -40,7 +41,8 @@ pub async fn run(args: &Agent) -> Result<(), Failure> {
         pins = hold(&args.bpffs) => pins.map_err(|err| setup(err.into()))?,
     };
     let taken = pins.take_over(&cgroup.dir, &settings).map_err(|err| setup(err.into()))?;
-    watch(taken, &pins, cgroup, &settings, &mut stop).await.map_err(Failure::Run)
+    let by = args.scanner.clone().unwrap_or(By::ThisProcess);
+    watch(taken, &pins, cgroup, &settings, by, &mut stop).await.map_err(Failure::Run)
 }
 
 /// Waits for the folder of pins until whoever has it has had time to end.
@@ -68,6 +70,7 @@ async fn watch(
     pins: &Pins,
     cgroup: Cgroup,
     settings: &Settings,
+    by: By,
     stop: &mut Stop,
 ) -> anyhow::Result<()> {
     let Taken { mut probes, layout, adopted, others, refused } = taken;
@@ -85,7 +88,7 @@ async fn watch(
         // What it had read, the programs would not tell again.
         probes.forget_hosts()?;
     }
-    let mut watch = Watch::new(probes, settings, cgroup.path, older);
+    let mut watch = Watch::new(probes, settings, cgroup.path, older, by);
     if killed {
         watch.collector.agent_killed();
     }

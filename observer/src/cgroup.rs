@@ -33,7 +33,10 @@ pub enum CgroupError {
         reason: io::Error,
     },
     /// The directory lies on another file system.
-    #[error("{path} is no cgroup of a cgroup2 hierarchy: BPF programs can be attached only to those")]
+    #[error(
+        "{path} is no cgroup of a cgroup2 hierarchy: BPF programs can be attached only to those. Leave --cgroup out to watch the pods of \
+         this machine, or name a directory below the mount of type cgroup2 (findmnt -t cgroup2 shows it)"
+    )]
     NotCgroup2 {
         /// The directory.
         path: PathBuf,

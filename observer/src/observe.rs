@@ -24,6 +24,7 @@ use crate::probes::{ProbeError, Probes, Settings};
 use crate::progress::{Progress, Snapshot};
 use crate::render;
 use crate::report::{Style, tree};
+use crate::scan::By;
 use crate::watch::{Failure, Step, Stop, Watch};
 
 /// How long the last scan may take before the results are written without it.
@@ -47,7 +48,7 @@ pub async fn run(args: &Observe) -> Result<(), Failure> {
     output::check(&args.out).map_err(|err| setup(err.into()))?;
     info!(cgroup = %cgroup.path.display(), "watching");
 
-    let watch = Watch::new(probes, &settings, cgroup.path, Older::default());
+    let watch = Watch::new(probes, &settings, cgroup.path, Older::default(), By::ThisProcess);
     let mut observing = Observing { watch, index: &index };
     observing.until_told(&mut stop, args.duration).await.map_err(Failure::Run)?;
     let graph = observing.finish().await.map_err(Failure::Run)?;

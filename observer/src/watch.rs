@@ -8,13 +8,12 @@ use anyhow::Context as _;
 use sidescope_common::Counter;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Interval, MissedTickBehavior, interval};
-use tracing::{debug, warn};
 
 use crate::collect::{Collector, address};
-use crate::namespaces::{Part, Summary};
+use crate::namespaces::Part;
 use crate::older::Older;
 use crate::probes::{Event, Malformed, ProbeError, Probes, Settings};
-use crate::scan::{Found, ScanError, What};
+use crate::scan::{By, Found, ScanError, What};
 use crate::sockets::Socket;
 use crate::sources::Sources;
 
@@ -97,8 +96,8 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Goes on with programs that are attached to `cgroup`.
-    pub fn new(probes: Probes, settings: &Settings, cgroup: PathBuf, older: Older) -> Self {
+    /// Goes on with programs that are attached to `cgroup`; `by` says who enters the network namespaces.
+    pub fn new(probes: Probes, settings: &Settings, cgroup: PathBuf, older: Older, by: By) -> Self {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
@@ -107,7 +106,7 @@ impl Watch {
             sources: Sources::default(),
             older,
             proxy_uids: settings.proxy_uids.clone(),
-            scans: Scans::new(cgroup.clone(), Instant::now()),
+            scans: Scans::new(by, cgroup.clone(), Instant::now()),
             cgroup,
             tick,
             unannounced: 0,
@@ -158,20 +157,21 @@ impl Watch {
         // The whole set costs two calls an edge, so only where an event was lost, and now and then for names of addresses that
         // changed.
         let unannounced = self.probes.counter(Counter::EdgeRingFull)?;
-        if self.unannounced != unannounced || self.swept.elapsed() >= SWEEP_EVERY {
+        let sweep = self.unannounced != unannounced || self.swept.elapsed() >= SWEEP_EVERY;
+        if sweep {
             self.unannounced = unannounced;
             self.sweep()?;
         }
         let namespaces = self.collector.edges().keys().map(|key| key.netns);
         let news = self.scans.are_news(namespaces.filter(|netns| self.sources.lacks(*netns)));
-        self.scan_if_due(news || self.sources.is_empty());
-        Ok(())
-    }
-
-    fn scan_if_due(&mut self, addresses: bool) {
-        if let Err(reason) = self.scans.start_if_due(addresses, Instant::now()) {
-            warn!(%reason, "network namespaces could not be looked at");
+        if self.scans.are_done_by_nobody() {
+            if news || sweep {
+                self.take_sources()?;
+            }
+        } else {
+            self.scans.start_if_due(news, Instant::now());
         }
+        Ok(())
     }
 
     /// Takes over what a scan found.
@@ -184,19 +184,22 @@ impl Watch {
                     let closed = self.older.end(summary.failed == 0 && summary.sockets_beyond == 0);
                     self.probes.forget_older(&closed, self.older.any())?;
                 }
-                report_scan(&summary);
+                self.scans.ended(what, &summary);
             }
-            Err(reason) => warn!(%reason, "network namespaces could not be looked at"),
+            Err(reason) => self.scans.failed(&reason, Instant::now()),
         }
-        if !self.scans.under_way() {
-            for (source, local) in self.probes.sources()? {
-                self.sources.add(source.netns, [address(local.addr)]);
-            }
-            // Last, because a program may have left its cgroup since it connected.
-            if self.sources.has_homes() {
-                for (netns, cgroup) in self.probes.cgroups()? {
-                    self.sources.add_by_home(netns, cgroup);
-                }
+        if self.scans.under_way() { Ok(()) } else { self.take_sources() }
+    }
+
+    /// What the programs know of the namespaces.
+    fn take_sources(&mut self) -> Result<(), ProbeError> {
+        for (source, local) in self.probes.sources()? {
+            self.sources.add(source.netns, [address(local.addr)]);
+        }
+        // Last, because a program may have left its cgroup since it connected.
+        if self.sources.has_homes() {
+            for (netns, cgroup) in self.probes.cgroups()? {
+                self.sources.add_by_home(netns, cgroup);
             }
         }
         Ok(())
@@ -255,7 +258,7 @@ impl Watch {
     /// When the kernel refuses to write its maps.
     pub async fn last_scan(&mut self) -> Result<(), ProbeError> {
         self.end_scan().await?;
-        self.scan_if_due(true);
+        self.scans.start_if_due(true, Instant::now());
         self.end_scan().await
     }
 
@@ -283,18 +286,5 @@ pub(crate) fn collect(collector: &mut Collector, record: Result<Event<'_>, Malfo
         Ok(Event::Head(event, bytes)) => collector.head(&event, bytes),
         Ok(Event::Dns(event, bytes)) => collector.dns(&event, bytes),
         Err(Malformed) => collector.malformed_record(),
-    }
-}
-
-fn report_scan(summary: &Summary) {
-    let Summary { namespaces, sockets, failed, .. } = summary;
-    debug!(namespaces, sockets, "network namespaces looked at");
-    if let Some(reason) = &summary.first_failure {
-        warn!(
-            failed,
-            %reason,
-            "network namespaces could not be looked at; their pods are told by the connections' own address, and connections \
-             that were open before are missing"
-        );
     }
 }

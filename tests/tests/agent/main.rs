@@ -8,4 +8,5 @@ mod fixture;
 mod layouts;
 mod pinned;
 mod restart;
+mod scanner;
 mod scene;
