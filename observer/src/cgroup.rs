@@ -61,7 +61,11 @@ pub fn open(path: Option<&Path>) -> Result<Cgroup, CgroupError> {
         Some(path) => path.to_owned(),
         None => {
             let root = cgroup2_root()?;
-            POD_CGROUPS.iter().map(|name| root.join(name)).find(|path| path.is_dir()).unwrap_or(root)
+            POD_CGROUPS
+                .iter()
+                .map(|name| root.join(name))
+                .find(|path| path.try_exists().unwrap_or(true))
+                .unwrap_or(root)
         }
     };
     let open = |reason| CgroupError::Open { path: path.clone(), reason };

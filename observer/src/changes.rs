@@ -16,7 +16,7 @@ use crate::model::names::Host;
 pub enum Change<'a> {
     /// All that is known of an edge.
     Edge(Edge<'a>),
-    /// All that was lost so far.
+    /// All that was lost so far, and told by no agent before this one.
     Losses {
         /// How much, by cause.
         losses: BTreeMap<String, u64>,

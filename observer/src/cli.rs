@@ -29,7 +29,7 @@ pub enum Command {
     /// Watch this machine's workloads for as long as it runs, and record what they connect to even while it does not.
     ///
     /// Prints JSON lines: one for each edge (network namespace, user, destination) that is new or has changed, once a second, and the
-    /// losses by cause when they change. Kernel programs and maps are pinned in a BPF file system: they stay when this ends, by SIGTERM,
+    /// losses by cause when they change: those since the last such line of the agent before it. Kernel programs and maps are pinned in a BPF file system: they stay when this ends, by SIGTERM,
     /// SIGINT or otherwise, and the next agent goes on with them. `--purge` removes them.
     ///
     /// Needs root, Linux 5.10 or later, a cgroup2 hierarchy and a BPF file system.
@@ -79,10 +79,11 @@ pub struct Kernel {
 /// Options of `sidescope agent`.
 #[derive(Debug, Args)]
 pub struct Agent {
-    /// BPF file system in which programs and maps are kept from one agent to the next
+    /// BPF file system in which programs and maps are kept from one agent to the next; its folder there must be this user's alone
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf")]
     pub bpffs: PathBuf,
-    /// Instead of watching, remove all that agents have left in the kernel: programs, maps and folders, of every version
+    /// Instead of watching, remove all that agents have left in the kernel: programs, maps and folders, of every version. Where there is
+    /// no BPF file system, that is an error: it may be elsewhere
     #[arg(long, conflicts_with_all = ["cgroup", "edges", "ring_bytes", "scanner"])]
     pub purge: bool,
     /// Who enters the network namespaces of the pods, which takes SYS_ADMIN and SYS_PTRACE: the `sidescope scanner` at this socket, or

@@ -3,6 +3,7 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::mem;
 use std::net::{IpAddr, Ipv6Addr};
 
 use sidescope_common::{Addr, DnsEvent, EdgeEvent, EdgeKey, EdgeState, HeadEvent, edge_flags};
@@ -27,6 +28,8 @@ pub const MAX_PROXIES: usize = 16_384;
 pub struct Observed {
     /// Connects.
     pub connects: u64,
+    /// Those of them that are not in the kernel's own set, but in that of other programs.
+    pub elsewhere: u64,
     /// Hosts that its requests named.
     pub hosts: BTreeSet<Host>,
     /// There was a request whose host is not known.
@@ -64,6 +67,8 @@ pub enum Loss {
     AgentKilled,
     /// What an agent of another version had recorded cannot be read.
     UnreadableLayout,
+    /// Another layout's programs came off before all open connections were listed: requests on those that were not may be missed.
+    UnlistedAtChange,
 }
 
 impl Loss {
@@ -82,6 +87,7 @@ impl Loss {
             Self::TooManyProxies => "tooManyProxies",
             Self::AgentKilled => "agentKilled",
             Self::UnreadableLayout => "unreadableLayout",
+            Self::UnlistedAtChange => "unlistedAtChange",
         }
     }
 }
@@ -156,13 +162,24 @@ impl Collector {
                 continue;
             }
             let observed = self.edges.entry(key).or_default();
-            observed.connects = state.connects;
-            // Only user space puts an edge without a connect into the set, for a connection that is older.
-            observed.existing |= state.connects == 0;
-            if observed.looked_up != state.last_ns {
-                look_up(&self.answers, &key, observed, state.last_ns);
+            observed.connects = state.connects + observed.elsewhere;
+            look_at_state(&self.answers, &key, observed, &state);
+        }
+    }
+
+    /// Takes over what other programs have in their sets, which are read once; what came from there before is out of date.
+    pub fn elsewhere(&mut self, sets: impl IntoIterator<Item = (EdgeKey, EdgeState)>) {
+        for observed in self.edges.values_mut() {
+            observed.connects -= mem::take(&mut observed.elsewhere);
+        }
+        for (key, state) in sets {
+            if self.is_left_out(&key) {
+                continue;
             }
-            observed.host_unknown |= state.flags & edge_flags::HOST_UNKNOWN != 0;
+            let observed = self.edges.entry(key).or_default();
+            observed.elsewhere += state.connects;
+            observed.connects += state.connects;
+            look_at_state(&self.answers, &key, observed, &state);
         }
     }
 
@@ -230,6 +247,11 @@ impl Collector {
     /// What an agent of another version had recorded cannot be read.
     pub fn unreadable_layout(&mut self) {
         self.count(Loss::UnreadableLayout);
+    }
+
+    /// Another layout was given up before all open connections were listed.
+    pub fn unlisted_at_change(&mut self) {
+        self.count(Loss::UnlistedAtChange);
     }
 
     /// Connections that were open and could not be listed.
@@ -307,6 +329,16 @@ impl Collector {
     }
 }
 
+/// What a set says of an edge beside the connects.
+fn look_at_state(answers: &Answers, key: &EdgeKey, observed: &mut Observed, state: &EdgeState) {
+    // Only user space puts an edge without a connect into the set, for a connection that is older.
+    observed.existing |= state.connects == 0;
+    if observed.looked_up != state.last_ns {
+        look_up(answers, key, observed, state.last_ns);
+    }
+    observed.host_unknown |= state.flags & edge_flags::HOST_UNKNOWN != 0;
+}
+
 /// Adds the names that the address of an edge had at a time.
 fn look_up(answers: &Answers, key: &EdgeKey, observed: &mut Observed, time_ns: u64) {
     observed.looked_up = time_ns;
@@ -366,6 +398,29 @@ mod tests {
         let connects: BTreeMap<u16, u64> =
             collector.edges().iter().map(|(key, observed)| (key.port, observed.connects)).collect();
         assert_eq!(connects, BTreeMap::from([(1, 5), (2, 3)]));
+    }
+
+    #[test]
+    fn connects_of_other_sets_are_added_once_and_their_marks_stay() {
+        let mut collector = Collector::default();
+        collector.sweep([(key(1), state(0, 0)), (key(2), state(3, 0))]);
+        let unknown = edge_flags::HOST_UNKNOWN;
+        collector.elsewhere([(key(1), state(5, unknown)), (key(2), state(6, 0)), (key(2), state(7, 0))]);
+        let check = |collector: &Collector, expected: [(u64, bool); 2]| {
+            let of = |port| collector.edges()[&key(port)].clone();
+            assert_eq!([of(1), of(2)].map(|edge| (edge.connects, edge.host_unknown)), expected);
+        };
+        check(&collector, [(5, true), (16, false)]);
+        // The own set tells only what it has itself.
+        collector.sweep([(key(1), state(1, 0)), (key(2), state(4, 0))]);
+        check(&collector, [(6, true), (17, false)]);
+        // The other sets are read once more, when one of the edges has moved into the own.
+        collector.elsewhere([(key(1), state(8, 0))]);
+        collector.sweep([(key(1), state(1, 0)), (key(2), state(17, 0))]);
+        check(&collector, [(9, true), (17, false)]);
+        assert!(collector.leave_out(None, 0));
+        collector.elsewhere([(key(1), state(8, 0))]);
+        assert!(collector.edges().is_empty());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The kernel boundary: loads the programs, attaches them, and reads their maps. Only here this crate has `unsafe`.
 #![expect(unsafe_code, reason = "the kernel is asked here, and nowhere else")]
 
+mod attached;
 mod error;
 mod kernel;
 mod layout;
@@ -12,11 +13,12 @@ pub mod pins;
 mod programs;
 mod proxies;
 mod records;
+mod told;
 
 use std::fs::File;
 use std::time::Duration;
 
-use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
 use sidescope_common::{Counter, EdgeKey, EdgeState, HostKey, SourceAddr, SourceKey, names};
 use tokio::io::unix::AsyncFd;
 use tokio::time::timeout;
@@ -28,6 +30,7 @@ pub use programs::RunTime;
 use programs::{HOOKS, OBJECT, Programs};
 use records::parse;
 pub use records::{Event, Malformed};
+use told::Counts;
 
 /// Oldest kernel whose hooks have all that the programs call.
 pub const MIN_KERNEL: (u16, u16) = (5, 10);
@@ -68,7 +71,11 @@ pub struct Probes {
     proxy_uids: HashMap<MapData, u32, u64>,
     counters: PerCpuArray<MapData, u64>,
     /// What programs counted whose maps are gone.
-    earlier: [u64; Counter::ALL.len()],
+    earlier: Counts,
+    /// What the agents before this one have told of the counters.
+    before: Counts,
+    /// None where nobody goes on with them.
+    told: Option<Array<MapData, u64>>,
     older: Older,
     ring: AsyncFd<RingBuf<MapData>>,
 }
@@ -120,7 +127,9 @@ impl Probes {
             cgroups: typed(map(names::CGROUPS)?, names::CGROUPS)?,
             proxy_uids,
             counters: typed(map(names::COUNTERS)?, names::COUNTERS)?,
-            earlier: [0; Counter::ALL.len()],
+            earlier: Counts::default(),
+            before: Counts::default(),
+            told: None,
             older: Older::open(map)?,
             // SAFETY: the ring owns its descriptor and keeps it open and the same for as long as it lives.
             ring: unsafe { AsyncFd::register(ring) }.map_err(|err| ProbeError::Wait(err.into()))?,
@@ -253,14 +262,15 @@ impl Probes {
         entries(&self.cgroups, names::CGROUPS)
     }
 
-    /// What the kernel counted, summed over all CPUs, since the programs were loaded or those that they have replaced.
+    /// What the kernel counted, summed over all CPUs, and by programs that these have replaced; of losses, what no agent before this one
+    /// has told.
     ///
     /// # Errors
     /// When the kernel refuses to read the map.
     pub fn counter(&self, counter: Counter) -> Result<u64, ProbeError> {
-        let index = counter as u32;
-        let values = self.counters.get(&index, 0).map_err(map_error(names::COUNTERS))?;
-        Ok(self.earlier[index as usize] + values.iter().sum::<u64>())
+        let index = counter as usize;
+        let values = self.counters.get(&(counter as u32), 0).map_err(map_error(names::COUNTERS))?;
+        Ok(self.earlier[index] + values.iter().sum::<u64>().saturating_sub(self.before[index]))
     }
 }
 

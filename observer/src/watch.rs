@@ -123,7 +123,7 @@ impl Watch {
         tokio::select! {
             _ = self.tick.tick() => {
                 anyhow::ensure!(
-                    self.cgroup.exists(),
+                    self.cgroup.try_exists().unwrap_or(true),
                     "the cgroup {} was removed while it was watched: nothing more can be seen there",
                     self.cgroup.display()
                 );

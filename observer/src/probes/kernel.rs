@@ -5,8 +5,6 @@ use nix::errno::Errno;
 
 /// Flag of an update that leaves an entry alone if it is there.
 pub(super) const BPF_NOEXIST: u64 = 1;
-/// Flag of an update that replaces only what is there.
-pub(super) const BPF_EXIST: u64 = 2;
 
 /// Why the kernel refused to write a map.
 pub(super) fn errno(refusal: &MapError) -> Option<Errno> {
