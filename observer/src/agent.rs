@@ -1,17 +1,20 @@
 //! `sidescope agent`: watches one node for as long as it runs. Its programs stay in the kernel when it ends, and the next agent goes
 //! on with them. Until there is an aggregator to report to, it prints what it learns.
 
+use std::collections::BTreeMap;
 use std::io::{self, BufWriter, Write as _};
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use tokio::time::{Instant, sleep};
+use sidescope_common::EdgeKey;
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
 use crate::cgroup::{self, Cgroup};
 use crate::changes::Changes;
 use crate::cli::Agent;
+use crate::collect::Observed;
 use crate::older::Older;
 use crate::probes::Settings;
 use crate::probes::pins::{self, Mark, PinError, Pins, Taken};
@@ -19,6 +22,8 @@ use crate::watch::{Failure, Step, Stop, Watch, collect};
 
 /// How long to wait for another agent, which may be about to end.
 const OTHER_AGENT: Duration = Duration::from_secs(10);
+/// How long the last scan may take, of the time that an agent has to end.
+const LAST_SCAN: Duration = Duration::from_secs(2);
 /// How often to look whether it has ended.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
@@ -93,6 +98,8 @@ async fn watch(
         drain(other, &mut watch)?;
         pins.remove(other)?;
     }
+    // Before their edges come in.
+    watch.leave_out_known()?;
     watch.take_all()?;
     info!(
         cgroup = %watch.cgroup.display(), layout = layout.name, adopted = adopted.is_some(), edges = watch.collector.edges().len(),
@@ -110,7 +117,9 @@ async fn watch(
                     "somebody has removed pins below {} while this agent ran: programs are no longer attached; start it again",
                     pins.root().display()
                 );
-                report(&watch, &mut changes)?;
+                report(watch.tellable(), watch.losses()?, &mut changes)?;
+                let forgotten = watch.forget(|key, observed| changes.is_told(key, observed))?;
+                changes.forget(&forgotten);
                 if !listed && watch.older.is_complete() {
                     layout.mark(Mark::Listed)?;
                     listed = true;
@@ -119,8 +128,11 @@ async fn watch(
         }
     }
     watch.take_all()?;
+    if watch.holds_any() && timeout(LAST_SCAN, watch.last_scan()).await.is_err() {
+        debug!("network namespaces could not be looked at in time");
+    }
     watch.collector.finish();
-    report(&watch, &mut changes)?;
+    report(watch.collector.edges(), watch.losses()?, &mut changes)?;
     layout.mark(Mark::Reported)?;
     info!(
         "ended; the programs stay attached and record for the next agent (`sidescope agent --purge` removes them)"
@@ -132,8 +144,11 @@ async fn watch(
 fn drain(other: &pins::Other, watch: &mut Watch) -> Result<(), PinError> {
     let collector = &mut watch.collector;
     let drained = other.drain(&mut watch.probes, |record| collect(collector, record))?;
+    for _ in 0..drained.proxies_beyond {
+        collector.too_many_proxies();
+    }
     info!(layout = other.name, edges = drained.edges, "took over from another layout");
-    collector.sweep(drained.beyond);
+    drop(collector.sweep(drained.beyond));
     if drained.killed {
         warn_of_kill();
         collector.agent_killed();
@@ -158,8 +173,12 @@ fn warn_of_kill() {
 }
 
 /// Prints what is new.
-fn report(watch: &Watch, changes: &mut Changes) -> anyhow::Result<()> {
-    let changes = changes.tell(watch.collector.edges(), watch.losses()?);
+fn report<'a>(
+    edges: impl IntoIterator<Item = (&'a EdgeKey, &'a Observed)>,
+    losses: BTreeMap<String, u64>,
+    changes: &mut Changes,
+) -> anyhow::Result<()> {
+    let changes = changes.tell(edges, losses);
     if changes.is_empty() {
         return Ok(());
     }

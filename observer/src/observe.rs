@@ -17,6 +17,7 @@ use crate::input::read_inventory;
 use crate::inventory::Inventory;
 use crate::mesh_index::MeshIndex;
 use crate::model::graph::{Graph, Unattributed};
+use crate::model::names::WorkloadRef;
 use crate::older::Older;
 use crate::output::{self, Results};
 use crate::plan::{Plan, plan};
@@ -107,9 +108,13 @@ impl Observing<'_> {
         self.watch.sources.flows(self.index, self.watch.collector.edges())
     }
 
+    fn watched(&self) -> BTreeMap<WorkloadRef, usize> {
+        self.watch.sources.watched(self.index, self.watch.collector.edges())
+    }
+
     fn snapshot(&self, elapsed: Duration) -> Result<Snapshot, ProbeError> {
         let (flows, unattributed) = self.flows();
-        let graph = attribute(self.index, &flows, &self.watch.sources.watched(self.index));
+        let graph = attribute(self.index, &flows, &self.watched());
         Ok(Snapshot {
             elapsed,
             connections: self.watch.probes.counter(Counter::Connects)?,
@@ -128,7 +133,7 @@ impl Observing<'_> {
         }
         self.watch.collector.finish();
         let (flows, unattributed) = self.flows();
-        let mut graph = attribute(self.index, &flows, &self.watch.sources.watched(self.index));
+        let mut graph = attribute(self.index, &flows, &self.watched());
         graph.unattributed = unattributed;
         graph.losses = self.watch.losses()?;
         if self.watch.collector.edges().is_empty() {

@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "the kernel is asked here, and nowhere else")]
 
 mod error;
+mod forget;
 mod kernel;
 mod layout;
 mod link;
@@ -22,6 +23,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::timeout;
 
 pub use error::ProbeError;
+pub use kernel::now_ns;
 pub use namespaces::{netns_cookie, user_namespace};
 use older::Older;
 pub use programs::RunTime;

@@ -27,6 +27,8 @@ pub struct Drained {
     pub edges: usize,
     /// Edges for which the own set has no room.
     pub beyond: Vec<(EdgeKey, EdgeState)>,
+    /// Proxies for which the own map has no room.
+    pub proxies_beyond: u64,
     /// Its agent was killed before it had reported all that it had read.
     pub killed: bool,
     /// What could not be read, and why.
@@ -34,7 +36,7 @@ pub struct Drained {
 }
 
 impl Other {
-    /// Takes its programs off, hands the rest of its ring to `handle`, and moves its edges, its sources and its counters over. The
+    /// Takes its programs off, hands the rest of its ring to `handle`, and moves its edges, its proxies, its sources and its counters over. The
     /// programs of `into` must be attached: a connect that these no longer see, the others do.
     ///
     /// # Errors
@@ -75,6 +77,12 @@ impl Other {
         if in_use(names::EDGES) {
             match self.map(names::EDGES) {
                 Ok(edges) => (drained.edges, drained.beyond) = into.add_edges(&edges)?,
+                Err(err) => failed(err),
+            }
+        }
+        if in_use(names::PROXY_UIDS) {
+            match self.map::<HashMap<_, u32, u64>>(names::PROXY_UIDS) {
+                Ok(uids) => drained.proxies_beyond = copy(&uids, &mut into.proxy_uids, names::PROXY_UIDS)?,
                 Err(err) => failed(err),
             }
         }

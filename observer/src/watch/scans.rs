@@ -31,6 +31,11 @@ impl Scans {
         !self.under_way() && missing.into_iter().filter(|netns| self.looked_for.insert(*netns)).count() > 0
     }
 
+    /// A namespace is gone; should it come again, it is looked for again.
+    pub(super) fn forget(&mut self, netns: u64) {
+        self.looked_for.remove(&netns);
+    }
+
     /// Starts a scan if it is time for the sockets or if `addresses` are wanted, and none is under way.
     pub(super) fn start_if_due(&mut self, addresses: bool, now: Instant) -> Result<(), ScanError> {
         let sockets = now >= self.sockets_due;
