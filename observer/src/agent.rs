@@ -12,12 +12,13 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
 use crate::cgroup::{self, Cgroup};
-use crate::changes::Changes;
+use crate::changes::{Change, Changes};
 use crate::cli::Agent;
 use crate::collect::Observed;
 use crate::older::Older;
 use crate::probes::Settings;
 use crate::probes::pins::{self, Mark, PinError, Pins, Taken};
+use crate::report::remedy;
 use crate::watch::{Failure, Step, Stop, Watch, collect};
 
 /// How long to wait for another agent, which may be about to end.
@@ -44,6 +45,7 @@ pub async fn run(args: &Agent) -> Result<(), Failure> {
         () = stop.told() => return Ok(()),
         pins = hold(&args.bpffs) => pins.map_err(|err| setup(err.into()))?,
     };
+    cgroup.warn_if_empty();
     let taken = pins.take_over(&cgroup.dir, &settings).map_err(|err| setup(err.into()))?;
     watch(taken, &pins, cgroup, &settings, &mut stop).await.map_err(Failure::Run)
 }
@@ -128,8 +130,11 @@ async fn watch(
         }
     }
     watch.take_all()?;
-    if watch.holds_any() && timeout(LAST_SCAN, watch.last_scan()).await.is_err() {
-        debug!("network namespaces could not be looked at in time");
+    if watch.holds_any() {
+        match timeout(LAST_SCAN, watch.last_scan()).await {
+            Ok(result) => result?,
+            Err(_) => warn!("network namespaces could not be looked at in time"),
+        }
     }
     watch.collector.finish();
     report(watch.collector.edges(), watch.losses()?, &mut changes)?;
@@ -181,6 +186,13 @@ fn report<'a>(
     let changes = changes.tell(edges, losses);
     if changes.is_empty() {
         return Ok(());
+    }
+    if let Some(Change::Losses { losses }) = changes.last() {
+        for (cause, count) in losses {
+            if let Some(remedy) = remedy(cause) {
+                warn!(%cause, count, remedy, "not all could be recorded");
+            }
+        }
     }
     debug!(lines = changes.len(), "reporting");
     let mut out = BufWriter::new(io::stdout().lock());

@@ -24,7 +24,7 @@ use crate::plan::{Plan, plan};
 use crate::probes::{ProbeError, Probes, Settings};
 use crate::progress::{Progress, Snapshot};
 use crate::render;
-use crate::report::{Style, tree};
+use crate::report::{Style, remedy, tree};
 use crate::watch::{Failure, Step, Stop, Watch};
 
 /// How long the last scan may take before the results are written without it.
@@ -47,6 +47,7 @@ pub async fn run(args: &Observe) -> Result<(), Failure> {
     let probes = Probes::attach(&cgroup.dir, &settings).map_err(|err| setup(err.into()))?;
     output::check(&args.out).map_err(|err| setup(err.into()))?;
     info!(cgroup = %cgroup.path.display(), "watching");
+    cgroup.warn_if_empty();
 
     let watch = Watch::new(probes, &settings, cgroup.path, Older::default());
     let mut observing = Observing { watch, index: &index };
@@ -136,11 +137,19 @@ impl Observing<'_> {
         let mut graph = attribute(self.index, &flows, &self.watched());
         graph.unattributed = unattributed;
         graph.losses = self.watch.losses()?;
-        if self.watch.collector.edges().is_empty() {
-            warn!(cgroup = %self.watch.cgroup.display(), "no connection of a workload was seen");
+        let cgroup = self.watch.cgroup.display();
+        if graph.workloads.is_empty() {
+            warn!(
+                %cgroup,
+                "no pod of the inventory was watched: name a cgroup with pods of this machine in --cgroup, or leave it out, and make the \
+                 inventory of the cluster that this machine belongs to"
+            );
+        } else if self.watch.collector.edges().is_empty() {
+            warn!(%cgroup, "no connection of a workload was seen");
         }
         for (cause, count) in &graph.losses {
-            warn!(%cause, count, "not all could be seen: graph.json counts it, and marks the edges as far as they are known");
+            let remedy = remedy(cause);
+            warn!(%cause, count, remedy, "not all could be seen: graph.json counts it, and marks the edges as far as they are known");
         }
         Ok(graph)
     }

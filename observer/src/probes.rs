@@ -223,10 +223,8 @@ impl Probes {
     pub fn forget_hosts(&mut self) -> Result<(), ProbeError> {
         let hosts: Result<Vec<HostKey>, _> = self.hosts.keys().collect();
         for host in hosts.map_err(map_error(names::HOSTS))? {
-            match self.hosts.remove(&host) {
-                Ok(()) | Err(MapError::KeyNotFound) => {}
-                Err(err) => return Err(map_error(names::HOSTS)(err)),
-            }
+            // The programs may have replaced it by another one meanwhile.
+            forget::remove(&mut self.hosts, &host, names::HOSTS)?;
         }
         Ok(())
     }

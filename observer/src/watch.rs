@@ -105,6 +105,9 @@ pub struct Watch {
     swept: Instant,
     /// When it was last looked for edges that nobody uses.
     idle_looked_for: Option<Instant>,
+    /// Connects that found the set full, at the last scan for that, and when it was.
+    beyond: u64,
+    full_scanned: Option<Instant>,
     /// The scan under way has told of proxies whose edges are still in the kernel's set.
     proxies_are_news: bool,
 }
@@ -128,6 +131,8 @@ impl Watch {
             unannounced: 0,
             swept: Instant::now(),
             idle_looked_for: None,
+            beyond: 0,
+            full_scanned: None,
             proxies_are_news: false,
         }
     }

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use aya::maps::{HashMap, MapData, MapError};
+use aya::maps::{HashMap, MapData};
+use nix::errno::Errno;
 use sidescope_common::{EdgeKey, SourceKey, names};
 
+use super::kernel::errno;
 use super::{ProbeError, Probes, entries, map_error};
 
 impl Probes {
@@ -38,13 +40,14 @@ impl Probes {
     }
 }
 
-fn remove<K: aya::Pod, V: aya::Pod>(
+/// Removes an entry. One that is not there is as good as removed.
+pub(super) fn remove<K: aya::Pod, V: aya::Pod>(
     map: &mut HashMap<MapData, K, V>,
     key: &K,
     name: &'static str,
 ) -> Result<(), ProbeError> {
     match map.remove(key) {
-        Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-        Err(err) => Err(map_error(name)(err)),
+        Err(err) if errno(&err) != Some(Errno::ENOENT) => Err(map_error(name)(err)),
+        _ => Ok(()),
     }
 }

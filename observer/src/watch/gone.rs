@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use sidescope_common::EdgeKey;
+use sidescope_common::{Counter, EdgeKey};
 
 use super::Watch;
 use crate::collect::Observed;
@@ -10,6 +10,9 @@ use crate::probes::{ProbeError, now_ns};
 
 /// How often it is looked for edges that nobody uses, where that is needed.
 const LOOK_FOR_IDLE_EVERY: Duration = Duration::from_secs(60);
+
+/// How often to scan because the set is full.
+const SCAN_FULL_EVERY: Duration = Duration::from_secs(5);
 
 impl Watch {
     /// Edges that may be told. The others wait for the scan that says whether they are a proxy's, but not for ever.
@@ -37,6 +40,7 @@ impl Watch {
     /// When the kernel refuses to read or write its maps.
     pub fn forget(&mut self, told: impl Fn(&EdgeKey, &Observed) -> bool) -> Result<Vec<EdgeKey>, ProbeError> {
         let now = now_ns();
+        self.scan_if_full()?;
         let idle = self.looks_for_idle(now);
         if !idle && self.living.gone().next().is_none() {
             return Ok(Vec::new());
@@ -56,6 +60,18 @@ impl Watch {
             self.living.forget(netns);
         }
         Ok(over.edges)
+    }
+
+    /// What is gone takes the room of what comes: it need not wait for the next scan.
+    fn scan_if_full(&mut self) -> Result<(), ProbeError> {
+        let beyond = self.probes.counter(Counter::EdgesFull)?;
+        let is_due = self.full_scanned.is_none_or(|last| last.elapsed() >= SCAN_FULL_EVERY);
+        if beyond > self.beyond && is_due && !self.scans.under_way() {
+            self.beyond = beyond;
+            self.full_scanned = Some(Instant::now());
+            self.scan_if_due(true);
+        }
+        Ok(())
     }
 
     /// Where it is not known who lives, and where the set is three quarters full.

@@ -114,11 +114,11 @@ fn an_inventory_that_is_not_there_or_empty_is_named() -> Result<()> {
     says(&setup.refused(missing.args(setup.args()))?, &["inventory.yaml", "No such file"]);
     fs::write(setup.inventory(), "kind: List\napiVersion: v1\nitems: []\n")?;
     let mut nothing = Command::new(sidescope()?);
-    says(&setup.refused(nothing.args(setup.args()))?, &["inventory.yaml", "holds no Pod"]);
+    says(&setup.refused(nothing.args(setup.args()))?, &["inventory.yaml", "holds no Pod", "kubectl get"]);
     fs::remove_file(setup.inventory())?;
     fs::create_dir(setup.inventory())?;
     let mut empty = Command::new(sidescope()?);
-    says(&setup.refused(empty.args(setup.args()))?, &["inventory.yaml", "directory without"]);
+    says(&setup.refused(empty.args(setup.args()))?, &["inventory.yaml", "directory without", "kubectl get"]);
     Ok(())
 }
 
@@ -162,7 +162,7 @@ fn what_is_no_cgroup2_is_refused() -> Result<()> {
     let other = setup.folder.path().display().to_string();
     let mut command = Command::new(sidescope()?);
     command.args(setup.args()).args(["--cgroup", &other]);
-    says(&setup.refused(&mut command)?, &[&other, "cgroup2"]);
+    says(&setup.refused(&mut command)?, &[&other, "cgroup2", "leave --cgroup out"]);
     let mut command = Command::new(sidescope()?);
     command.args(setup.args()).args(["--cgroup", "/no/such/cgroup"]);
     says(&setup.refused(&mut command)?, &["/no/such/cgroup", "No such file"]);
@@ -174,6 +174,24 @@ fn what_is_no_cgroup2_is_refused() -> Result<()> {
     command.args(["--mount", "sh", "-c", script, "sh"]).arg(sidescope()?).args(setup.args());
     says(&setup.refused(&mut command)?, &["no cgroup2", "mount -t cgroup2"]);
     Ok(())
+}
+
+#[test]
+fn a_cgroup_without_anybody_is_told_and_what_to_do() -> Result<()> {
+    let bed = Bed::new()?;
+    let setup = Setup::new(SERVICE)?;
+    let mut command = Command::new(sidescope()?);
+    let output = command.args(setup.args()).arg("--cgroup").arg(bed.pods_cgroup()).output()?;
+    let said = said(&output);
+    assert!(output.status.success(), "{said}");
+    for (warning, remedy) in [
+        ("no process is in the cgroup", "leave --cgroup out"),
+        ("no pod of the inventory was watched", "name a cgroup with pods"),
+    ] {
+        let line = said.lines().find(|line| line.contains(warning)).context(said.clone())?;
+        assert!(line.contains("WARN") && line.contains(remedy), "{line}");
+    }
+    bed.end()
 }
 
 #[test]
