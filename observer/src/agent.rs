@@ -122,6 +122,7 @@ async fn watch(
                 report(watch.tellable(), watch.losses()?, &mut changes)?;
                 let forgotten = watch.forget(|key, observed| changes.is_told(key, observed))?;
                 changes.forget(&forgotten);
+                changes.keep(watch.collector.edges());
                 if !listed && watch.older.is_complete() {
                     layout.mark(Mark::Listed)?;
                     listed = true;

@@ -99,6 +99,13 @@ impl Changes {
             self.edges.remove(key);
         }
     }
+
+    /// Drops what is known of edges that are no longer known otherwise (a proxy's), so that there are never more than those.
+    pub fn keep(&mut self, known: &HashMap<EdgeKey, Observed>) {
+        if self.edges.len() > known.len() {
+            self.edges.retain(|key, _| known.contains_key(key));
+        }
+    }
 }
 
 impl Told {
@@ -197,5 +204,9 @@ mod tests {
         changes.forget(&[key(1)]);
         assert!(!changes.is_told(&key(1), &edges[&key(1)]));
         assert_eq!(lines(&mut changes, &edges, &[]).len(), 1);
+        changes.keep(&edges);
+        assert_eq!(changes.edges.len(), 1);
+        changes.keep(&HashMap::new());
+        assert!(changes.edges.is_empty());
     }
 }

@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use sidescope_common::{Addr, EdgeKey, EdgeState, HEAD_WINDOW_NS};
 
 use crate::collect::Observed;
-use crate::sources::Name;
+use crate::sources::{MAX_NAMESPACES, Name};
 
 /// How long edges of a namespace wait for the scan that looks at it, where scans fail or do not tell its users.
 pub const HOLD_NS: u64 = 10_000_000_000;
@@ -77,7 +77,10 @@ impl Living {
     pub fn found(&mut self, name: Name, watched: bool, now: u64) -> bool {
         let (Name::Cookie(netns) | Name::Reused(netns)) = name;
         let reused = matches!(name, Name::Reused(_));
-        self.notice(netns, now);
+        // What is beyond that is counted where its addresses have no room.
+        if self.known.len() < MAX_NAMESPACES {
+            self.notice(netns, now);
+        }
         self.known.entry(netns).and_modify(|known| known.reused = reused);
         let Some(scan) = &mut self.scan else { return true };
         scan.watched |= watched;

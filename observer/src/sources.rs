@@ -72,10 +72,11 @@ impl Sources {
         self.local.entry(netns).or_default().insert(address);
     }
 
-    /// Notes that the namespace was looked at. `users` are the uids of its own user namespace, if that was told, none of them as
+    /// Notes that a scan has looked at the namespace, once in each scan. `users` are the uids of its own user namespace, if that was told, none of them as
     /// long as they are not known.
     pub fn look_at(&mut self, netns: u64, users: Option<&UidMap>) {
         match users {
+            // Where it had users of its own before, they could not be told this time.
             None => drop(self.looked_at.entry(netns).or_insert(true)),
             Some(users) => drop(self.looked_at.insert(netns, !users.is_empty())),
         }
@@ -298,7 +299,7 @@ mod tests {
         }
         sources.look_at(2, None);
         sources.look_at(3, Some(&UidMap::default()));
-        // More sockets of it, with which nothing is told of users.
+        // A look that failed.
         sources.look_at(3, None);
         assert_eq!([1, 2, 3].map(|netns| sources.lacks(netns)), [true, false, true]);
         sources.look_at(3, Some(&UidMap::parse("0 100000 65536\n").unwrap()));

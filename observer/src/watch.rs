@@ -277,8 +277,12 @@ impl Watch {
         let name = cookie.map_or(Name::Reused(netns), Name::Cookie);
         let now = now_ns();
         // Later parts have more sockets and nothing else.
-        if self.living.found(name, watched, now) && !self.sources.scanned(name, addresses, watched) {
-            self.collector.too_many_namespaces();
+        if self.living.found(name, watched, now) {
+            if self.sources.scanned(name, addresses, watched) {
+                self.sources.look_at(netns, users.as_ref());
+            } else {
+                self.collector.too_many_namespaces();
+            }
         }
         for cgroup in cgroups {
             if !self.sources.add_home(cgroup, netns) {
@@ -286,7 +290,6 @@ impl Watch {
             }
         }
         self.older.namespace(netns);
-        self.sources.look_at(netns, users.as_ref());
         let users = users.unwrap_or_default();
         let uids = match cookie {
             Some(_) => users.of_pod(&self.proxy_uids),
