@@ -33,6 +33,8 @@ pub struct Living {
 #[derive(Debug)]
 struct Known {
     since: u64,
+    /// When a scan last found it.
+    found: u64,
     /// By another number than its cookie.
     reused: bool,
     /// A whole scan that began later has not found it: there is nothing to wait for.
@@ -63,7 +65,7 @@ pub struct Forgettable {
 impl Living {
     /// There are edges, or other things, of this namespace.
     pub fn notice(&mut self, netns: u64, now: u64) {
-        self.known.entry(netns).or_insert(Known { since: now, reused: false, missed: false });
+        self.known.entry(netns).or_insert(Known { since: now, found: 0, reused: false, missed: false });
     }
 
     /// A scan begins.
@@ -81,7 +83,7 @@ impl Living {
         if self.known.len() < MAX_NAMESPACES {
             self.notice(netns, now);
         }
-        self.known.entry(netns).and_modify(|known| known.reused = reused);
+        self.known.entry(netns).and_modify(|known| (known.found, known.reused) = (now, reused));
         let Some(scan) = &mut self.scan else { return true };
         scan.watched |= watched;
         scan.reused |= reused;
@@ -177,15 +179,22 @@ impl Living {
             }
         }
         for (key, observed) in edges {
-            if is_recent(observed.looked_up) || is_recent(observed.listed) {
+            let is_open = observed.existing && self.may_be_open(key.netns, observed.listed);
+            if is_recent(observed.looked_up) || is_open {
                 used.edges.insert(*key);
             }
             // Whose cookie it has cannot be told, so it keeps the edge of every namespace to that destination.
-            if is_recent(observed.listed) && self.known.get(&key.netns).is_some_and(|known| known.reused) {
+            if is_open && self.known.get(&key.netns).is_some_and(|known| known.reused) {
                 used.connections.insert((key.addr, key.uid, key.port));
             }
         }
         used
+    }
+
+    /// Whether a connection that was listed may still be open: as long as scans do not come there, nobody knows of its end.
+    fn may_be_open(&self, netns: u64, listed: u64) -> bool {
+        let ended = |known: &Known| known.found.saturating_sub(listed.max(known.since)) >= IDLE_NS;
+        !self.known.get(&netns).is_some_and(ended)
     }
 }
 

@@ -159,7 +159,7 @@ fn an_edge_that_nobody_uses_is_forgotten_where_it_is_not_known_who_lives() {
     assert!(!idle(used(1, 1, old + 1), &|observed| observed.looked_up = 0), "connected to within the hour");
     assert!(!idle(with(&|state| state.first_ns = old + 1), &|_| {}), "made within the hour");
     assert!(!idle(with(&|state| state.window = ((old + S) / S) as u32), &|_| {}), "named a host");
-    assert!(!idle(with(&|_| {}), &|observed| observed.listed = old + 1), "a connection is open");
+    assert!(!idle(with(&|_| {}), &|observed| observed.existing = true), "a connection may be open");
 
     // Of which all is gone, its namespace is, unless it is known to live.
     let set = [used(1, 1, old), used(2, 1, old), used(2, 2, now)];
@@ -170,6 +170,33 @@ fn an_edge_that_nobody_uses_is_forgotten_where_it_is_not_known_who_lives() {
     scan(&mut living, now, &[Name::Cookie(1), Name::Cookie(2)]);
     let over = living.forgettable(&set, &edges, |_, _| true, true, now);
     assert_eq!((over.edges.len(), over.namespaces), (2, BTreeSet::new()));
+}
+
+#[test]
+fn a_connection_is_over_when_scans_of_its_namespace_have_not_listed_it_for_an_hour() {
+    let set = [used(1, 1, S)];
+    for (listed, found, over) in [
+        // Scans go on, and list it.
+        (9 * HOUR, 9 * HOUR, false),
+        (9 * HOUR, 10 * HOUR - 1, false),
+        (9 * HOUR, 10 * HOUR, true),
+        // They do not come there any more.
+        (2 * HOUR, 2 * HOUR + S, false),
+        // An agent before this one had listed it; nothing has happened since this one began.
+        (0, 0, false),
+        (0, 6 * HOUR - 1, false),
+        (0, 6 * HOUR, true),
+    ] {
+        let mut living = Living::default();
+        living.notice(1, 5 * HOUR);
+        if found > 0 {
+            living.found(Name::Cookie(1), true, found);
+        }
+        let mut edges = observed(&set);
+        edges.values_mut().for_each(|observed| (observed.existing, observed.listed) = (true, listed));
+        let forgettable = living.forgettable(&set, &edges, |_, _| true, true, 20 * HOUR);
+        assert_eq!(forgettable.edges.len(), usize::from(over), "{listed} {found}");
+    }
 }
 
 #[test]

@@ -81,7 +81,8 @@ fn pods_come_and_go_and_their_edges_with_them() -> Result<()> {
         return Ok(());
     }
     let scene = Scene::new()?;
-    let agent = scene.agent(&["--edges", "12"])?;
+    // Of three pods and what stays, as a scan may be under way when one ends; all of them together have more than that.
+    let agent = scene.agent(&["--edges", "17"])?;
     let stays = scene.connect(250)?;
     let mut gone = BTreeSet::new();
     for round in 0..6 {
@@ -233,7 +234,9 @@ fn an_edge_that_was_forgotten_is_announced_anew_with_its_hosts() -> Result<()> {
     // A connection that is still open: what the edge no longer holds is counted.
     fs::write(folder.path().join("go"), "go on")?;
     open.success(SOON)?;
-    assert_eq!((announced(&mut probes), probes.counter(Counter::HeadBudget)?), ((0, Vec::new()), 1));
+    assert_eq!(announced(&mut probes), (0, Vec::new()));
+    // More than one where TCP sends it again.
+    assert!(probes.counter(Counter::HeadBudget)? >= 1);
     scene.request("one.test")?;
     assert_eq!(announced(&mut probes), (1, vec!["one.test".to_owned()]));
     assert_eq!(probes.edges()?.len(), 1);
