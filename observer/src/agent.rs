@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
 use crate::cgroup::{self, Cgroup};
-use crate::changes::{Change, Changes};
+use crate::changes::Changes;
 use crate::cli::Agent;
 use crate::collect::Observed;
 use crate::older::Older;
@@ -184,16 +184,14 @@ fn report<'a>(
     losses: BTreeMap<String, u64>,
     changes: &mut Changes,
 ) -> anyhow::Result<()> {
+    for cause in losses.keys().filter(|cause| !changes.has_told_loss(cause)) {
+        if let Some(remedy) = remedy(cause) {
+            warn!(%cause, remedy, "not all can be recorded");
+        }
+    }
     let changes = changes.tell(edges, losses);
     if changes.is_empty() {
         return Ok(());
-    }
-    if let Some(Change::Losses { losses }) = changes.last() {
-        for (cause, count) in losses {
-            if let Some(remedy) = remedy(cause) {
-                warn!(%cause, count, remedy, "not all could be recorded");
-            }
-        }
     }
     debug!(lines = changes.len(), "reporting");
     let mut out = BufWriter::new(io::stdout().lock());

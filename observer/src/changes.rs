@@ -93,6 +93,11 @@ impl Changes {
         self.edges.get(key) == Some(&Told::of(&edge(key, observed)))
     }
 
+    /// Whether a loss by this cause was told before.
+    pub fn has_told_loss(&self, cause: &str) -> bool {
+        self.losses.contains_key(cause)
+    }
+
     /// Drops what is known of edges that are gone. What comes of them again is new.
     pub fn forget(&mut self, edges: &[EdgeKey]) {
         for key in edges {
@@ -189,6 +194,7 @@ mod tests {
             ]
         );
         assert!(lines(&mut changes, &edges, &[("edgesFull", 3)]).is_empty());
+        assert!(changes.has_told_loss("edgesFull") && !changes.has_told_loss("dnsBudget"));
     }
 
     #[test]

@@ -156,7 +156,8 @@ impl Living {
         }
         let mut over: BTreeSet<u64> = self.gone.keys().copied().collect();
         if idle && self.is_unknown(now) {
-            over.extend(forgettable.edges.iter().map(|key| key.netns));
+            let is_over = |known: &Known| now.saturating_sub(known.since.max(known.found)) >= IDLE_NS;
+            over.extend(self.known.iter().filter(|(_, known)| is_over(known)).map(|(netns, _)| *netns));
         }
         forgettable.namespaces = &over - &left.into_iter().collect();
         forgettable

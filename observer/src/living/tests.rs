@@ -161,15 +161,19 @@ fn an_edge_that_nobody_uses_is_forgotten_where_it_is_not_known_who_lives() {
     assert!(!idle(with(&|state| state.window = ((old + S) / S) as u32), &|_| {}), "named a host");
     assert!(!idle(with(&|_| {}), &|observed| observed.existing = true), "a connection may be open");
 
-    // Of which all is gone, its namespace is, unless it is known to live.
-    let set = [used(1, 1, old), used(2, 1, old), used(2, 2, now)];
+    // Where no edge is left, and no scan has found it for as long, the namespace is forgotten, unless it is known who lives.
+    let set = [used(1, 1, old), used(2, 1, old), used(2, 2, now), used(3, 1, old)];
     let edges = observed(&set);
     let mut living = Living::default();
+    for netns in [1, 2, 3, 4] {
+        living.notice(netns, old);
+    }
+    living.found(Name::Cookie(3), true, old + 1);
     let over = living.forgettable(&set, &edges, |_, _| true, true, now);
-    assert_eq!((over.edges.len(), over.namespaces), (2, BTreeSet::from([1])));
-    scan(&mut living, now, &[Name::Cookie(1), Name::Cookie(2)]);
+    assert_eq!((over.edges.len(), over.namespaces), (3, BTreeSet::from([1, 4])));
+    scan(&mut living, now, &[Name::Cookie(1), Name::Cookie(2), Name::Cookie(3), Name::Cookie(4)]);
     let over = living.forgettable(&set, &edges, |_, _| true, true, now);
-    assert_eq!((over.edges.len(), over.namespaces), (2, BTreeSet::new()));
+    assert_eq!((over.edges.len(), over.namespaces), (3, BTreeSet::new()));
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use aya::maps::{HashMap, Map, MapData};
@@ -12,7 +13,7 @@ use sidescope::probes::{Event, Probes, Settings, netns_cookie};
 use sidescope_common::{Counter, EdgeKey, EdgeState, SourceAddr, SourceKey};
 use sidescope_tests::{Cmd, Host, wait_for};
 
-use crate::fixture::{dial_cmd, port_80};
+use crate::fixture::{dial_cmd, port_80, sidescope};
 use crate::scene::{Agent, SOON, Scene};
 
 const PROXY: u32 = 1337;
@@ -243,5 +244,26 @@ fn an_edge_that_was_forgotten_is_announced_anew_with_its_hosts() -> Result<()> {
     assert!(!probes.sources()?.is_empty() && !probes.cgroups()?.is_empty());
     forget(&mut probes)?;
     drop(probes);
+    scene.bed.end()
+}
+
+#[test]
+fn where_no_namespace_can_be_entered_edges_wait_for_a_while_and_are_told_and_so_is_what_to_do() -> Result<()>
+{
+    let scene = Scene::new()?;
+    // All that the programs take, and not what a scan takes.
+    let rights = "-all,+bpf,+perfmon,+net_admin,+sys_resource";
+    let cmd = Cmd::new("setpriv").args(["--bounding-set", rights, "--"]).arg(sidescope()?);
+    let cmd = cmd.args(["agent", "--bpffs"]).arg(scene.bpffs.path());
+    let process = scene.bed.spawn_on_machine(&cmd.arg("--cgroup").arg(scene.bed.pods_cgroup()))?;
+    process.wait_for_log(" watching ", SOON)?;
+    let agent = Agent { process };
+    let start = Instant::now();
+    let seen = scene.connect(1)?;
+    agent.tells(&[seen])?;
+    assert!(start.elapsed() >= Duration::from_secs(9), "after {:?}", start.elapsed());
+    let said = agent.process.log()?;
+    let warning = said.lines().find(|line| line.contains("could not be looked at")).context(said.clone())?;
+    assert!(warning.contains("SYS_ADMIN and SYS_PTRACE") && warning.contains("hostPID"), "{warning}");
     scene.bed.end()
 }
