@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use sidescope_common::{EdgeKey, EdgeState};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
 use crate::cgroup::{self, Cgroup};
@@ -18,11 +18,14 @@ use crate::cli::Agent;
 use crate::older::Older;
 use crate::probes::pins::{self, Layout, Mark, Other, PinError, Pins, Taken};
 use crate::probes::{ProbeError, Settings};
+use crate::report::remedy;
 use crate::scan::By;
 use crate::watch::{Failure, Step, Stop, Watch, collect};
 
 /// How long to wait for another agent, which may be about to end.
 const OTHER_AGENT: Duration = Duration::from_secs(10);
+/// How long the last scan may take, of the time that an agent has to end.
+const LAST_SCAN: Duration = Duration::from_secs(2);
 /// How often to look whether it has ended.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// How long programs of another layout stay attached for connections that were not listed yet. A scan of 10,000 takes 2 s.
@@ -45,6 +48,7 @@ pub async fn run(args: &Agent) -> Result<(), Failure> {
         () = stop.told() => return Ok(()),
         pins = hold(&args.bpffs) => pins.map_err(|err| setup(err.into()))?,
     };
+    cgroup.warn_if_empty();
     let taken = pins.take_over(&cgroup.dir, &settings).map_err(|err| setup(err.into()))?;
     let by = args.scanner.clone().unwrap_or(By::ThisProcess);
     watch(taken, &pins, cgroup, &settings, by, &mut stop).await.map_err(Failure::Run)
@@ -80,12 +84,21 @@ async fn watch(
 ) -> anyhow::Result<()> {
     let mut agent = Running::start(taken, pins, cgroup, settings, by)?;
     let watched = agent.until_told(stop).await;
-    let ended = agent.end();
+    let ended = agent.end().await;
     let Err(failure) = watched else { return ended };
     if let Err(reason) = ended {
         warn!(reason = %format!("{reason:#}"), "not all that was seen could be reported before the end");
     }
     Err(failure)
+}
+
+/// Which edges are told.
+#[derive(Clone, Copy)]
+enum Which {
+    /// Those that are not held back: see [`Watch::tellable`].
+    Tellable,
+    /// All: nobody comes who knows more.
+    All,
 }
 
 /// An agent that watches.
@@ -145,6 +158,8 @@ impl<'p> Running<'p> {
     }
 
     async fn until_told(&mut self, stop: &mut Stop) -> anyhow::Result<()> {
+        // Before their edges come in.
+        self.watch.leave_out_known()?;
         self.take_all()?;
         let edges = self.watch.collector.edges().len();
         let (cgroup, layout) = (self.watch.cgroup.display(), &self.layout.name);
@@ -162,7 +177,8 @@ impl<'p> Running<'p> {
     fn tick(&mut self) -> anyhow::Result<()> {
         self.pins.check(&self.layout)?;
         self.read_rings();
-        self.report()?;
+        self.report(Which::Tellable)?;
+        self.forget()?;
         if !self.listed && self.watch.older.is_complete() {
             self.layout.mark(Mark::Listed)?;
             self.listed = true;
@@ -208,21 +224,38 @@ impl<'p> Running<'p> {
         for other in &self.others {
             kept.append(&mut drain(other, &mut self.watch)?);
         }
+        self.watch.leave_out_known()?;
         self.watch.collector.elsewhere(kept);
         self.watch.take_all()?;
         // Once it is removed, nobody else can tell.
-        self.report()?;
+        self.report(Which::All)?;
         for other in mem::take(&mut self.others) {
             self.pins.remove(&other)?;
         }
         Ok(())
     }
 
+    /// Forgets what was told of pods that are gone. Other layouts would only bring it back.
+    fn forget(&mut self) -> anyhow::Result<()> {
+        if self.others.is_empty() {
+            let forgotten = self.watch.forget(|key, observed| self.changes.is_told(key, observed))?;
+            self.changes.forget(&forgotten);
+            self.changes.keep(self.watch.collector.edges());
+        }
+        Ok(())
+    }
+
     /// Reads and reports what is left, as far as it can.
-    fn end(&mut self) -> anyhow::Result<()> {
-        let taken = self.take_all();
+    async fn end(&mut self) -> anyhow::Result<()> {
+        let mut taken = self.take_all();
+        if self.watch.holds_any() {
+            match timeout(LAST_SCAN, self.watch.last_scan()).await {
+                Ok(scanned) => taken = taken.and(scanned),
+                Err(_) => warn!("network namespaces could not be looked at in time"),
+            }
+        }
         self.watch.collector.finish();
-        self.report()?;
+        self.report(Which::All)?;
         taken?;
         // Another agent's marks are its own.
         if !self.unprinted && self.pins.holds(&self.layout)? {
@@ -235,12 +268,20 @@ impl<'p> Running<'p> {
     }
 
     /// Prints what is new.
-    fn report(&mut self) -> anyhow::Result<()> {
+    fn report(&mut self, which: Which) -> anyhow::Result<()> {
         let losses = self.watch.losses();
         if let Ok(losses) = &losses {
             self.losses.clone_from(losses);
         }
-        let changes = self.changes.tell(self.watch.collector.edges(), self.losses.clone());
+        for cause in self.losses.keys().filter(|cause| !self.changes.has_told_loss(cause)) {
+            if let Some(remedy) = remedy(cause) {
+                warn!(%cause, remedy, "not all can be recorded");
+            }
+        }
+        let changes = match which {
+            Which::Tellable => self.changes.tell(self.watch.tellable(), self.losses.clone()),
+            Which::All => self.changes.tell(self.watch.collector.edges(), self.losses.clone()),
+        };
         if !changes.is_empty() {
             debug!(lines = changes.len(), "reporting");
             let printed = print(&changes).context("cannot print what was seen");
@@ -265,6 +306,9 @@ fn print(changes: &[Change<'_>]) -> anyhow::Result<()> {
 fn drain(other: &Other, watch: &mut Watch) -> Result<Vec<(EdgeKey, EdgeState)>, PinError> {
     let collector = &mut watch.collector;
     let drained = other.drain(&mut watch.probes, |record| collect(collector, record))?;
+    for _ in 0..drained.proxies_beyond {
+        collector.too_many_proxies();
+    }
     info!(
         layout = other.name,
         moved = drained.moved,

@@ -85,6 +85,11 @@ impl Answers {
         self.names.names_at(netns, address, time_ns)
     }
 
+    /// A namespace is gone.
+    pub fn forget(&mut self, netns: u64) {
+        self.names.forget(netns);
+    }
+
     /// Messages that could not be made use of although they should tell addresses, and streams that were given up.
     pub fn losses(&self) -> u64 {
         // A truncated answer is asked for again, and the others are no answers about addresses.

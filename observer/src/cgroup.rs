@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
 use procfs::process::Process;
+use tracing::warn;
 
 /// Where the kubelet puts pods, by cgroup driver. The programs go there rather than to the root, so that they run before those
 /// that are attached at the root (a socket load balancer would show them the rewritten destination).
@@ -50,6 +51,18 @@ pub struct Cgroup {
     pub path: PathBuf,
     /// The directory.
     pub dir: File,
+}
+
+impl Cgroup {
+    /// Says so if there is nobody in it, which is no error: pods may come.
+    pub fn warn_if_empty(&self) {
+        if processes(&self.path).is_ok_and(|pids| pids.is_empty()) {
+            warn!(
+                cgroup = %self.path.display(),
+                "no process is in the cgroup: nothing is seen until a pod starts there; leave --cgroup out to watch the pods of this machine"
+            );
+        }
+    }
 }
 
 /// Opens `path`, or the pods' cgroup of this machine, or the root of its cgroup2 hierarchy.

@@ -69,18 +69,13 @@ impl Changes {
     /// What is new, in the order of the edges' keys and losses last; it counts as told from here on.
     pub fn tell<'a>(
         &mut self,
-        edges: &'a HashMap<EdgeKey, Observed>,
+        edges: impl IntoIterator<Item = (&'a EdgeKey, &'a Observed)>,
         losses: BTreeMap<String, u64>,
     ) -> Vec<Change<'a>> {
         let mut changed = BTreeMap::new();
         for (key, observed) in edges {
             let edge = edge(key, observed);
-            let now = Told {
-                hosts: edge.hosts.len(),
-                names: edge.names.len(),
-                host_unknown: edge.host_unknown,
-                existing: edge.existing,
-            };
+            let now = Told::of(&edge);
             if self.edges.insert(*key, now) != Some(now) {
                 changed.insert(key, Change::Edge(edge));
             }
@@ -91,6 +86,41 @@ impl Changes {
             changes.push(Change::Losses { losses });
         }
         changes
+    }
+
+    /// Whether all that is known of an edge was told.
+    pub fn is_told(&self, key: &EdgeKey, observed: &Observed) -> bool {
+        self.edges.get(key) == Some(&Told::of(&edge(key, observed)))
+    }
+
+    /// Whether a loss by this cause was told before.
+    pub fn has_told_loss(&self, cause: &str) -> bool {
+        self.losses.contains_key(cause)
+    }
+
+    /// Drops what is known of edges that are gone. What comes of them again is new.
+    pub fn forget(&mut self, edges: &[EdgeKey]) {
+        for key in edges {
+            self.edges.remove(key);
+        }
+    }
+
+    /// Drops what is known of edges that are no longer known otherwise (a proxy's), so that there are never more than those.
+    pub fn keep(&mut self, known: &HashMap<EdgeKey, Observed>) {
+        if self.edges.len() > known.len() {
+            self.edges.retain(|key, _| known.contains_key(key));
+        }
+    }
+}
+
+impl Told {
+    fn of(edge: &Edge<'_>) -> Self {
+        Self {
+            hosts: edge.hosts.len(),
+            names: edge.names.len(),
+            host_unknown: edge.host_unknown,
+            existing: edge.existing,
+        }
     }
 }
 
@@ -164,5 +194,25 @@ mod tests {
             ]
         );
         assert!(lines(&mut changes, &edges, &[("edgesFull", 3)]).is_empty());
+        assert!(changes.has_told_loss("edgesFull") && !changes.has_told_loss("dnsBudget"));
+    }
+
+    #[test]
+    fn an_edge_is_told_until_something_of_it_changes_and_told_anew_when_it_was_forgotten() {
+        let mut changes = Changes::default();
+        let mut edges = HashMap::from([(key(1), Observed { connects: 1, ..Observed::default() })]);
+        assert!(!changes.is_told(&key(1), &edges[&key(1)]));
+        assert_eq!(lines(&mut changes, &edges, &[]).len(), 1);
+        assert!(changes.is_told(&key(1), &edges[&key(1)]));
+        edges.get_mut(&key(1)).unwrap().hosts.insert(host("a"));
+        assert!(!changes.is_told(&key(1), &edges[&key(1)]));
+        assert_eq!(lines(&mut changes, &edges, &[]).len(), 1);
+        changes.forget(&[key(1)]);
+        assert!(!changes.is_told(&key(1), &edges[&key(1)]));
+        assert_eq!(lines(&mut changes, &edges, &[]).len(), 1);
+        changes.keep(&edges);
+        assert_eq!(changes.edges.len(), 1);
+        changes.keep(&HashMap::new());
+        assert!(changes.edges.is_empty());
     }
 }

@@ -40,6 +40,8 @@ pub struct Observed {
     pub names: BTreeSet<Host>,
     /// Time of the last connect that was looked up in DNS answers; nanoseconds of CLOCK_MONOTONIC.
     pub looked_up: u64,
+    /// When a connection of it was last among the open ones; the same clock.
+    pub listed: u64,
     /// A connection of it was open when the sockets were last listed and it was among them. Without a connect this connection is
     /// older than the watch.
     pub existing: bool,
@@ -63,6 +65,8 @@ pub enum Loss {
     /// A proxy in a user namespace of its own, beyond what the kernel's map holds (its connections take room in the edge set) or
     /// beyond [`MAX_PROXIES`] (they count as its workload's).
     TooManyProxies,
+    /// A network namespace, or a cgroup, beyond [`MAX_NAMESPACES`](crate::sources::MAX_NAMESPACES): its pod is not known.
+    TooManyNamespaces,
     /// The agent before this one was killed: hosts and names that it had read and not reported are gone, unless they come again.
     AgentKilled,
     /// What an agent of another version had recorded cannot be read.
@@ -85,6 +89,7 @@ impl Loss {
             Self::TooManyExisting => "tooManyExisting",
             Self::UnwatchedExisting => "unwatchedExisting",
             Self::TooManyProxies => "tooManyProxies",
+            Self::TooManyNamespaces => "tooManyNamespaces",
             Self::AgentKilled => "agentKilled",
             Self::UnreadableLayout => "unreadableLayout",
             Self::UnlistedAtChange => "unlistedAtChange",
@@ -155,16 +160,20 @@ impl Collector {
         self.count(Loss::MalformedRecord);
     }
 
-    /// Takes over what the kernel's edge set says now. The set is the truth: edges whose event was lost come in here.
-    pub fn sweep(&mut self, set: impl IntoIterator<Item = (EdgeKey, EdgeState)>) {
+    /// Takes over what the kernel's edge set says now. The set is the truth: edges whose event was lost come in here. Returns those of
+    /// it that are a proxy's, which need not take room there.
+    pub fn sweep(&mut self, set: impl IntoIterator<Item = (EdgeKey, EdgeState)>) -> Vec<EdgeKey> {
+        let mut left_out = Vec::new();
         for (key, state) in set {
             if self.is_left_out(&key) {
+                left_out.push(key);
                 continue;
             }
             let observed = self.edges.entry(key).or_default();
             observed.connects = state.connects + observed.elsewhere;
             look_at_state(&self.answers, &key, observed, &state);
         }
+        left_out
     }
 
     /// Takes over what other programs have in their sets, which are read once; what came from there before is out of date.
@@ -185,23 +194,25 @@ impl Collector {
 
     /// A connection that is open now, from the list of sockets. It is no connect; it keeps its edge alive, and makes one if it is
     /// older than the watch. Returns the edge; `None` where there is no room for it.
-    pub fn existing(&mut self, netns: u64, socket: &Socket) -> Option<EdgeKey> {
+    pub fn existing(&mut self, netns: u64, socket: &Socket, now: u64) -> Option<EdgeKey> {
         let key =
             EdgeKey { netns, addr: mapped(socket.address), uid: socket.uid, port: socket.port, reserved: 0 };
         if self.is_left_out(&key) {
             return None;
         }
-        match self.edges.entry(key) {
-            Entry::Occupied(mut known) => known.get_mut().existing = true,
+        let observed = match self.edges.entry(key) {
+            Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(_) if self.existing >= MAX_EXISTING => {
                 self.count(Loss::TooManyExisting);
                 return None;
             }
             Entry::Vacant(new) => {
                 self.existing += 1;
-                new.insert(Observed { existing: true, ..Observed::default() });
+                new.insert(Observed::default())
             }
-        }
+        };
+        observed.existing = true;
+        observed.listed = now;
         Some(key)
     }
 
@@ -224,14 +235,41 @@ impl Collector {
             return false;
         }
         self.proxies.insert((netns, uid));
-        for (_, gone) in
-            self.edges.extract_if(|key, _| key.uid == uid && netns.is_none_or(|netns| key.netns == netns))
-        {
+        self.remove(|key| key.uid == uid && netns.is_none_or(|netns| key.netns == netns));
+        true
+    }
+
+    /// These namespaces are gone: no more pieces of their requests will come.
+    pub fn close(&mut self, gone: &HashSet<u64>) {
+        for key in self.heads.give_up(|key| gone.contains(&key.netns)) {
+            self.unreadable(key, Unreadable::MissingPiece);
+        }
+    }
+
+    /// Drops what is known of these edges, and of these namespaces.
+    pub fn forget(&mut self, edges: &[EdgeKey], namespaces: &BTreeSet<u64>) {
+        let edges: HashSet<EdgeKey> = edges.iter().copied().collect();
+        for _ in self.heads.give_up(|key| edges.contains(key)) {
+            self.count(Loss::Head(Unreadable::MissingPiece));
+        }
+        self.remove(|key| edges.contains(key));
+        self.proxies.retain(|(netns, _)| netns.is_none_or(|netns| !namespaces.contains(&netns)));
+        for netns in namespaces {
+            self.answers.forget(*netns);
+        }
+    }
+
+    fn remove(&mut self, of: impl Fn(&EdgeKey) -> bool) {
+        for (_, gone) in self.edges.extract_if(|key, _| of(key)) {
             self.hosts -= gone.hosts.len();
             let was_made_by_it = gone.existing && gone.connects == 0;
             self.existing = self.existing.saturating_sub(usize::from(was_made_by_it));
         }
-        true
+    }
+
+    /// A namespace that there is no room for.
+    pub fn too_many_namespaces(&mut self) {
+        self.count(Loss::TooManyNamespaces);
     }
 
     /// A proxy that the kernel has no room for.
@@ -263,7 +301,7 @@ impl Collector {
 
     /// No more pieces will come: heads that still wait for one count as unknown.
     pub fn finish(&mut self) {
-        for key in self.heads.give_up() {
+        for key in self.heads.give_up(|_| true) {
             self.unreadable(key, Unreadable::MissingPiece);
         }
     }
@@ -490,13 +528,13 @@ mod tests {
     #[test]
     fn a_connection_from_before_makes_an_edge_without_a_connect() {
         let mut collector = Collector::default();
-        collector.existing(7, &socket("10.0.0.1", 80));
-        collector.existing(7, &socket("10.0.0.1", 80));
-        collector.existing(7, &socket("fd00::1", 80));
+        collector.existing(7, &socket("10.0.0.1", 80), 5);
+        collector.existing(7, &socket("10.0.0.1", 80), 5);
+        collector.existing(7, &socket("fd00::1", 80), 5);
         let addr = "::ffff:10.0.0.1".parse::<Ipv6Addr>().unwrap().octets();
         let key = EdgeKey { netns: 7, addr, uid: 5, port: 80, reserved: 0 };
         assert_eq!(collector.edges().len(), 2);
-        assert_eq!(collector.edges()[&key], Observed { existing: true, ..Observed::default() });
+        assert_eq!(collector.edges()[&key], Observed { existing: true, listed: 5, ..Observed::default() });
         collector.sweep([(key, state(3, 0))]);
         let observed = &collector.edges()[&key];
         assert_eq!((observed.existing, observed.connects), (true, 3));
@@ -514,7 +552,7 @@ mod tests {
     #[test]
     fn a_connection_from_before_of_which_the_kernel_does_not_know_has_unknown_hosts() {
         let mut collector = Collector::default();
-        let key = collector.existing(7, &socket("10.0.0.1", 80)).unwrap();
+        let key = collector.existing(7, &socket("10.0.0.1", 80), 5).unwrap();
         assert!(!collector.edges()[&key].host_unknown);
         collector.unwatched(&key);
         assert!(collector.edges()[&key].host_unknown);
@@ -536,7 +574,7 @@ mod tests {
                     collector.sweep([(key, state(3, edge_flags::HOST_UNKNOWN))]);
                     collector.head(&HeadEvent { key, ..head(80, 7) }, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n");
                 }
-                collector.existing(1, &socket("10.0.0.1", 80));
+                collector.existing(1, &socket("10.0.0.1", 80), 5);
             };
             say(&mut collector);
             assert_eq!((collector.edges().len(), collector.hosts()), (4, 3));
@@ -553,6 +591,45 @@ mod tests {
             assert!(!collector.leave_out(netns, 5), "no news");
             assert!(collector.losses().is_empty());
         }
+    }
+
+    #[test]
+    fn edges_of_a_proxy_take_no_room_in_the_kernels_set() {
+        let mut collector = Collector::default();
+        let set = [(of(1, 5), state(3, 0)), (of(1, 6), state(3, 0)), (of(2, 5), state(3, 0))];
+        assert_eq!(collector.sweep(set), []);
+        assert!(collector.leave_out(Some(1), 5));
+        assert_eq!(collector.sweep(set), [of(1, 5)]);
+    }
+
+    #[test]
+    fn nothing_is_left_of_what_is_forgotten() {
+        let mut collector = Collector::default();
+        let [gone, lives] = [of(1, 6), of(2, 6)];
+        for key in [gone, lives] {
+            collector.sweep([(key, state(1, 0))]);
+            collector.head(&HeadEvent { key, ..head(80, key.netns) }, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+            // One that waits for its rest.
+            let waits = HeadEvent { key, ..head(80, key.netns + 10) };
+            collector.head(&waits, b"GET / HTTP/1.1\r\nHo");
+            collector.leave_out(Some(key.netns), 5);
+            collector.existing(key.netns, &Socket { uid: 7, ..socket("10.0.0.1", 80) }, 5);
+        }
+        collector.close(&HashSet::from([1]));
+        assert!(collector.edges()[&gone].host_unknown, "it must be told before");
+        assert!(!collector.edges()[&lives].host_unknown);
+        assert_eq!(collector.losses(), BTreeMap::from([(Loss::Head(Unreadable::MissingPiece), 1)]));
+
+        let edges: Vec<_> = collector.edges().keys().filter(|key| key.netns == 1).copied().collect();
+        collector.forget(&edges, &BTreeSet::from([1]));
+        assert!(collector.edges().keys().all(|key| key.netns == 2));
+        assert_eq!((collector.edges().len(), collector.hosts(), collector.existing), (2, 1, 1));
+        assert_eq!(collector.proxies, HashSet::from([(Some(2), 5)]));
+        // The same again is new.
+        collector.sweep([(gone, state(1, 0))]);
+        assert_eq!(collector.edges()[&gone], Observed { connects: 1, looked_up: 2, ..Observed::default() });
+        collector.finish();
+        assert_eq!(collector.losses()[&Loss::Head(Unreadable::MissingPiece)], 2);
     }
 
     #[test]
@@ -580,7 +657,7 @@ mod tests {
         let mut collector = Collector::default();
         for i in 0..MAX_EXISTING as u32 + 3 {
             let address = std::net::Ipv4Addr::from(0x0a00_0000 + i).to_string();
-            collector.existing(7, &socket(&address, 80));
+            collector.existing(7, &socket(&address, 80), 5);
         }
         collector.unlisted(0);
         collector.unlisted(4);

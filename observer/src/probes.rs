@@ -3,6 +3,7 @@
 
 mod attached;
 mod error;
+mod forget;
 mod kernel;
 mod layout;
 mod link;
@@ -24,6 +25,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::timeout;
 
 pub use error::ProbeError;
+pub use kernel::now_ns;
 pub use namespaces::{netns_cookie, user_namespace};
 use older::Older;
 pub use programs::RunTime;
@@ -230,10 +232,8 @@ impl Probes {
     pub fn forget_hosts(&mut self) -> Result<(), ProbeError> {
         let hosts: Result<Vec<HostKey>, _> = self.hosts.keys().collect();
         for host in hosts.map_err(map_error(names::HOSTS))? {
-            match self.hosts.remove(&host) {
-                Ok(()) | Err(MapError::KeyNotFound) => {}
-                Err(err) => return Err(map_error(names::HOSTS)(err)),
-            }
+            // The programs may have replaced it by another one meanwhile.
+            forget::remove(&mut self.hosts, &host, names::HOSTS)?;
         }
         Ok(())
     }

@@ -1,22 +1,25 @@
 //! Watching the kernel: what `observe` and `agent` have in common. Holds the loop; decides nothing.
 
 use std::collections::BTreeMap;
+use std::mem;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use sidescope_common::Counter;
+use sidescope_common::{Counter, EdgeKey, EdgeState};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use crate::collect::{Collector, address};
+use crate::living::Living;
 use crate::namespaces::Part;
 use crate::older::Older;
-use crate::probes::{Event, Malformed, ProbeError, Probes, Settings};
+use crate::probes::{Event, Malformed, ProbeError, Probes, Settings, now_ns};
 use crate::scan::{By, Found, ScanError, What};
 use crate::sockets::Socket;
-use crate::sources::Sources;
+use crate::sources::{Name, Sources};
 
+mod gone;
 mod scans;
 
 use scans::Scans;
@@ -87,12 +90,22 @@ pub struct Watch {
     /// The cgroup that is watched.
     pub cgroup: PathBuf,
     proxy_uids: Vec<u32>,
+    /// Edges that the kernel's set holds.
+    room: usize,
+    living: Living,
     scans: Scans,
     tick: Interval,
     /// Edges without an event at the last sweep.
     unannounced: u64,
     /// When the last sweep was.
     swept: Instant,
+    /// When it was last looked for edges that nobody uses.
+    idle_looked_for: Option<Instant>,
+    /// Connects that found the set full, at the last scan for that, and when it was.
+    beyond: u64,
+    full_scanned: Option<Instant>,
+    /// The scan under way has told of proxies whose edges are still in the kernel's set.
+    proxies_are_news: bool,
 }
 
 impl Watch {
@@ -106,11 +119,17 @@ impl Watch {
             sources: Sources::default(),
             older,
             proxy_uids: settings.proxy_uids.clone(),
+            room: settings.edges as usize,
+            living: Living::default(),
             scans: Scans::new(by, cgroup.clone(), Instant::now()),
             cgroup,
             tick,
             unannounced: 0,
             swept: Instant::now(),
+            idle_looked_for: None,
+            beyond: 0,
+            full_scanned: None,
+            proxies_are_news: false,
         }
     }
 
@@ -141,14 +160,47 @@ impl Watch {
     /// # Errors
     /// When the kernel refuses to read the set.
     pub fn take_all(&mut self) -> Result<(), ProbeError> {
-        let collector = &mut self.collector;
-        self.probes.drain(|record| collect(collector, record));
-        self.sweep()
+        self.drain();
+        self.sweep().map(drop)
     }
 
-    fn sweep(&mut self) -> Result<(), ProbeError> {
+    fn drain(&mut self) {
+        let collector = &mut self.collector;
+        self.probes.drain(|record| collect(collector, record));
+    }
+
+    /// Reads the edge set, and returns it without what is a proxy's, which is removed from it.
+    fn sweep(&mut self) -> Result<Vec<(EdgeKey, EdgeState)>, ProbeError> {
         self.swept = Instant::now();
-        self.collector.sweep(self.probes.edges()?);
+        let set = self.probes.edges()?;
+        let left_out = self.collector.sweep(set.iter().copied());
+        self.probes.forget_edges(&left_out)?;
+        self.notice_namespaces();
+        Ok(set)
+    }
+
+    fn notice_namespaces(&mut self) {
+        let now = now_ns();
+        for key in self.collector.edges().keys() {
+            self.living.notice(key.netns, now);
+        }
+    }
+
+    /// Leaves out what the programs know to be a proxy's: an agent before this one has told them.
+    ///
+    /// # Errors
+    /// When the kernel refuses to read its map.
+    pub fn leave_out_known(&mut self) -> Result<(), ProbeError> {
+        let now = now_ns();
+        for (netns, uid) in self.probes.proxies()? {
+            if netns.is_none() && self.proxy_uids.contains(&uid) {
+                continue;
+            }
+            self.collector.leave_out(netns, uid);
+            if let Some(netns) = netns {
+                self.living.notice(netns, now);
+            }
+        }
         Ok(())
     }
 
@@ -162,6 +214,7 @@ impl Watch {
             self.unannounced = unannounced;
             self.sweep()?;
         }
+        self.notice_namespaces();
         let namespaces = self.collector.edges().keys().map(|key| key.netns);
         let news = self.scans.are_news(namespaces.filter(|netns| self.sources.lacks(*netns)));
         if self.scans.are_done_by_nobody() {
@@ -169,15 +222,23 @@ impl Watch {
                 self.take_sources()?;
             }
         } else {
-            self.scans.start_if_due(news, Instant::now());
+            self.scan_if_due(news);
         }
         Ok(())
     }
 
+    fn scan_if_due(&mut self, addresses: bool) {
+        let was_under_way = self.scans.under_way();
+        self.scans.start_if_due(addresses, Instant::now());
+        if !was_under_way && self.scans.under_way() {
+            self.living.begin(now_ns());
+        }
+    }
+
     /// Takes over what a scan found.
     fn take(&mut self, what: What, found: Result<Found, ScanError>) -> Result<(), ProbeError> {
-        match found {
-            Ok(Found::Part(part)) => self.take_part(part)?,
+        let whole = match found {
+            Ok(Found::Part(part)) => return self.take_part(part),
             Ok(Found::End(summary)) => {
                 self.collector.unlisted(summary.sockets_beyond);
                 if what == What::Sockets {
@@ -185,16 +246,29 @@ impl Watch {
                     self.probes.forget_older(&closed, self.older.any())?;
                 }
                 self.scans.ended(what, &summary);
+                summary.failed == 0
             }
-            Err(reason) => self.scans.failed(&reason, Instant::now()),
+            Err(reason) => {
+                self.scans.failed(&reason, Instant::now());
+                false
+            }
+        };
+        self.living.end(whole);
+        self.sources.end_scan(whole);
+        self.collector.close(&self.living.gone().collect());
+        self.take_sources()?;
+        if mem::take(&mut self.proxies_are_news) {
+            self.sweep()?;
         }
-        if self.scans.under_way() { Ok(()) } else { self.take_sources() }
+        Ok(())
     }
 
     /// What the programs know of the namespaces.
     fn take_sources(&mut self) -> Result<(), ProbeError> {
+        let now = now_ns();
         for (source, local) in self.probes.sources()? {
-            self.sources.add(source.netns, [address(local.addr)]);
+            self.sources.add_local(source.netns, address(local.addr));
+            self.living.notice(source.netns, now);
         }
         // Last, because a program may have left its cgroup since it connected.
         if self.sources.has_homes() {
@@ -207,31 +281,49 @@ impl Watch {
 
     fn take_part(&mut self, part: Part) -> Result<(), ProbeError> {
         let cookie = part.cookie();
-        let Part { netns, addresses, sockets, cgroups, users } = part;
-        for cgroup in cgroups {
-            self.sources.add_home(cgroup, netns);
+        let Part { netns, watched, addresses, sockets, cgroups, users } = part;
+        let name = cookie.map_or(Name::Reused(netns), Name::Cookie);
+        let now = now_ns();
+        // Later parts have more sockets and nothing else.
+        if self.living.found(name, watched, now) {
+            if self.sources.scanned(name, addresses, watched) {
+                self.sources.look_at(netns, users.as_ref());
+            } else {
+                self.collector.too_many_namespaces();
+            }
         }
-        self.sources.add(netns, addresses);
+        for cgroup in cgroups {
+            if !self.sources.add_home(cgroup, netns) {
+                self.collector.too_many_namespaces();
+            }
+        }
         self.older.namespace(netns);
-        self.sources.look_at(netns, users.as_ref());
+        let users = users.unwrap_or_default();
+        let uids = match cookie {
+            Some(_) => users.of_pod(&self.proxy_uids),
+            None => users.of_pod_everywhere(&self.proxy_uids),
+        };
         // Before the sockets, some of which are the proxy's.
-        for uid in users.unwrap_or_default().of_pod(&self.proxy_uids) {
-            if self.collector.leave_out(cookie, uid) && !self.probes.add_proxy_uid(cookie, uid)? {
-                self.collector.too_many_proxies();
+        for uid in uids {
+            if self.collector.leave_out(cookie, uid) {
+                self.proxies_are_news = true;
+                if !self.probes.add_proxy_uid(cookie, uid)? {
+                    self.collector.too_many_proxies();
+                }
             }
         }
         for socket in &sockets {
-            self.take_existing(netns, socket)?;
+            self.take_existing(netns, socket, now)?;
         }
         Ok(())
     }
 
     /// Takes over a connection that is open now.
-    fn take_existing(&mut self, netns: u64, socket: &Socket) -> Result<(), ProbeError> {
+    fn take_existing(&mut self, netns: u64, socket: &Socket, now: u64) -> Result<(), ProbeError> {
         if self.proxy_uids.contains(&socket.uid) {
             return Ok(());
         }
-        let Some(edge) = self.collector.existing(netns, socket) else { return Ok(()) };
+        let Some(edge) = self.collector.existing(netns, socket, now) else { return Ok(()) };
         if !self.older.is_news(netns, socket.cookie) {
             return Ok(());
         }

@@ -32,6 +32,8 @@ pub struct Drained {
     pub moved: usize,
     /// Those that did not: the own set has them already, which the programs may be writing, or has no room.
     pub kept: Vec<(EdgeKey, EdgeState)>,
+    /// Proxies for which the own map has no room.
+    pub proxies_beyond: u64,
     /// What could not be read, and why.
     pub lost: Option<String>,
 }
@@ -61,8 +63,9 @@ impl Other {
         self.map(names::EDGES).and_then(|edges| entries(&edges, names::EDGES)).unwrap_or_default()
     }
 
-    /// Takes its programs off, hands the rest of its ring to `handle`, and moves its edges, its sources and its counters over. The
-    /// programs of `into` must be attached, and know the connections that are older: what these no longer see, the others do.
+    /// Takes its programs off, hands the rest of its ring to `handle`, and moves its edges, its proxies, its sources and its counters
+    /// over. The programs of `into` must be attached, and know the connections that are older: what these no longer see, the others
+    /// do.
     ///
     /// # Errors
     /// When the programs cannot be taken off, or when `into` cannot be written. What cannot be read is in [`Drained::lost`].
@@ -102,6 +105,12 @@ impl Other {
         if in_use(names::EDGES) {
             match self.map(names::EDGES) {
                 Ok(edges) => (drained.moved, drained.kept) = into.add_edges(&edges)?,
+                Err(err) => failed(err),
+            }
+        }
+        if in_use(names::PROXY_UIDS) {
+            match self.map::<HashMap<_, u32, u64>>(names::PROXY_UIDS) {
+                Ok(uids) => drained.proxies_beyond = copy(&uids, &mut into.proxy_uids, names::PROXY_UIDS)?,
                 Err(err) => failed(err),
             }
         }

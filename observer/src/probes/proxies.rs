@@ -4,9 +4,18 @@ use nix::errno::Errno;
 use sidescope_common::names;
 
 use super::kernel::errno;
-use super::{ProbeError, Probes, map_error};
+use super::{ProbeError, Probes, entries, map_error};
 
 impl Probes {
+    /// Proxies that the programs were told of while they ran: the cookie of the network namespace, none for all of them, and the user.
+    ///
+    /// # Errors
+    /// When the kernel refuses to read the map.
+    pub fn proxies(&self) -> Result<Vec<(Option<u64>, u32)>, ProbeError> {
+        let proxies = entries(&self.proxy_uids, names::PROXY_UIDS)?.into_iter();
+        Ok(proxies.map(|(uid, netns)| ((netns != 0).then_some(netns), uid)).collect())
+    }
+
     /// One more user whose connections are a proxy's own, from now on: in the network namespace with this cookie, or in all of
     /// them. One namespace a user: uids are given out again when a pod has ended. False: the map is full.
     ///

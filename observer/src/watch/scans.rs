@@ -17,6 +17,9 @@ const SOCKETS_EVERY: Duration = Duration::from_secs(60);
 /// How long after a scan that failed as a whole the next one is due, which lists sockets whatever that one did.
 const RETRY: Duration = Duration::from_secs(5);
 
+/// What to do where this process cannot look at network namespaces.
+const REMEDY: &str = "it takes the capabilities SYS_ADMIN and SYS_PTRACE, and in a container the host's process namespace (hostPID: true)";
+
 /// The scans of one watch.
 pub(super) struct Scans {
     by: By,
@@ -54,6 +57,11 @@ impl Scans {
         !self.under_way() && missing.into_iter().filter(|netns| self.looked_for.insert(*netns)).count() > 0
     }
 
+    /// A namespace is gone; should it come again, it is looked for again.
+    pub(super) fn forget(&mut self, netns: u64) {
+        self.looked_for.remove(&netns);
+    }
+
     /// Starts a scan if it is time for the sockets or if `addresses` are wanted, and none is under way.
     pub(super) fn start_if_due(&mut self, addresses: bool, now: Instant) {
         let sockets = now >= self.sockets_due;
@@ -81,6 +89,7 @@ impl Scans {
                 Some(reason) => warn!(
                     failed,
                     %reason,
+                    remedy = REMEDY,
                     "network namespaces could not be looked at; their pods are told by the connections' own address, and connections \
                      that were open before are missing"
                 ),
@@ -97,6 +106,7 @@ impl Scans {
         if self.is_news(Some(reason.clone())) {
             warn!(
                 %reason,
+                remedy = matches!(self.by, By::ThisProcess).then_some(REMEDY),
                 "network namespaces could not be looked at; until they can, which is tried every {} s, pods are told by their \
                  connections' own address, and connections that were open before are missing",
                 RETRY.as_secs()

@@ -5,6 +5,7 @@ mod end;
 #[path = "../observe/fixture.rs"]
 #[allow(dead_code, reason = "shared with the tests of `observe`, which use all of it")]
 mod fixture;
+mod gone;
 mod layouts;
 mod owners;
 mod pinned;

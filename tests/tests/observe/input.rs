@@ -183,6 +183,24 @@ fn what_is_no_cgroup2_is_refused() -> Result<()> {
 }
 
 #[test]
+fn a_cgroup_without_anybody_is_told_and_what_to_do() -> Result<()> {
+    let bed = Bed::new()?;
+    let setup = Setup::new(SERVICE)?;
+    let mut command = Command::new(sidescope()?);
+    let output = command.args(setup.args()).arg("--cgroup").arg(bed.pods_cgroup()).output()?;
+    let said = said(&output);
+    assert!(output.status.success(), "{said}");
+    for (warning, remedy) in [
+        ("no process is in the cgroup", "leave --cgroup out"),
+        ("no pod of the inventory was watched", "name a cgroup with pods"),
+    ] {
+        let line = said.lines().find(|line| line.contains(warning)).context(said.clone())?;
+        assert!(line.contains("WARN") && line.contains(remedy), "{line}");
+    }
+    bed.end()
+}
+
+#[test]
 fn a_kernel_that_is_too_old_is_told_its_version() -> Result<()> {
     let bed = Bed::new()?;
     let setup = Setup::new(SERVICE)?;

@@ -27,6 +27,7 @@ const MODULES: &[(&str, Layer)] = &[
     ("hpack", Layer::Pure),
     ("http1", Layer::Pure),
     ("inventory", Layer::Pure),
+    ("living", Layer::Pure),
     ("mesh_index", Layer::Pure),
     ("older", Layer::Pure),
     ("plan", Layer::Pure),
