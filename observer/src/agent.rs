@@ -159,7 +159,7 @@ fn warn_of_kill() {
 
 /// Prints what is new.
 fn report(watch: &Watch, changes: &mut Changes) -> anyhow::Result<()> {
-    let changes = changes.tell(watch.collector.edges(), watch.losses()?);
+    let changes = changes.tell(watch.collector.edges(), watch.hit()?, watch.losses()?);
     if changes.is_empty() {
         return Ok(());
     }

@@ -131,11 +131,16 @@ impl Observing<'_> {
         let mut graph = attribute(self.index, &flows, &self.watch.sources.watched(self.index));
         graph.unattributed = unattributed;
         graph.losses = self.watch.losses()?;
+        let (mut losses, anyone) = self.watch.sources.losses(self.index, &self.watch.hit()?);
+        for node in &mut graph.workloads {
+            node.losses = losses.remove(&node.workload).unwrap_or_default();
+            node.losses.extend(anyone.iter().cloned());
+        }
         if self.watch.collector.edges().is_empty() {
             warn!(cgroup = %self.watch.cgroup.display(), "no connection of a workload was seen");
         }
         for (cause, count) in &graph.losses {
-            warn!(%cause, count, "not all could be seen: graph.json counts it, and marks the edges as far as they are known");
+            warn!(%cause, count, "not all could be seen: graph.json counts it, and marks the workloads and edges that it has hit");
         }
         Ok(graph)
     }

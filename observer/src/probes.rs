@@ -13,15 +13,20 @@ mod programs;
 mod proxies;
 mod records;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::time::Duration;
 
 use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
-use sidescope_common::{Counter, EdgeKey, EdgeState, HostKey, SourceAddr, SourceKey, names};
+use nix::errno::Errno;
+use sidescope_common::{
+    ALL_NAMESPACES, Causes, Counter, EdgeKey, EdgeState, HostKey, SourceAddr, SourceKey, names,
+};
 use tokio::io::unix::AsyncFd;
 use tokio::time::timeout;
 
 pub use error::ProbeError;
+use kernel::{BPF_NOEXIST, errno};
 pub use namespaces::{netns_cookie, user_namespace};
 use older::Older;
 pub use programs::RunTime;
@@ -67,8 +72,11 @@ pub struct Probes {
     cgroups: HashMap<MapData, u64, u64>,
     proxy_uids: HashMap<MapData, u32, u64>,
     counters: PerCpuArray<MapData, u64>,
+    losses: HashMap<MapData, u64, Causes>,
     /// What programs counted whose maps are gone.
     earlier: [u64; Counter::ALL.len()],
+    /// Whom their losses have hit.
+    earlier_losses: BTreeMap<u64, Causes>,
     older: Older,
     ring: AsyncFd<RingBuf<MapData>>,
 }
@@ -111,6 +119,11 @@ impl Probes {
         for uid in &settings.proxy_uids {
             proxy_uids.insert(uid, 0, 0).map_err(map_error(names::PROXY_UIDS))?;
         }
+        let mut losses: HashMap<MapData, u64, Causes> = typed(map(names::LOSSES)?, names::LOSSES)?;
+        match losses.insert(ALL_NAMESPACES, Causes::default(), BPF_NOEXIST) {
+            Err(err) if errno(&err) != Some(Errno::EEXIST) => return Err(map_error(names::LOSSES)(err)),
+            _ => {}
+        }
         let ring = typed(map(names::EVENTS)?, names::EVENTS)?;
         Ok(Self {
             programs: None,
@@ -120,7 +133,9 @@ impl Probes {
             cgroups: typed(map(names::CGROUPS)?, names::CGROUPS)?,
             proxy_uids,
             counters: typed(map(names::COUNTERS)?, names::COUNTERS)?,
+            losses,
             earlier: [0; Counter::ALL.len()],
+            earlier_losses: BTreeMap::new(),
             older: Older::open(map)?,
             // SAFETY: the ring owns its descriptor and keeps it open and the same for as long as it lives.
             ring: unsafe { AsyncFd::register(ring) }.map_err(|err| ProbeError::Wait(err.into()))?,
@@ -189,8 +204,8 @@ impl Probes {
         drain(self.ring.get_mut(), usize::MAX, handle);
     }
 
-    /// Tells the programs of a connection from before them, by the cookie of its socket: its edge comes into the set, and the hosts
-    /// of its requests are looked for. False: there is no room.
+    /// Tells the programs of a connection that has no search, by the cookie of its socket: its edge comes into the set, and the
+    /// hosts of its requests are looked for. One that has a search goes on with that. False: there is no room.
     ///
     /// # Errors
     /// When the kernel refuses to write the maps.
@@ -206,11 +221,11 @@ impl Probes {
         self.older.forget(sockets, any)
     }
 
-    /// Sockets that the programs were told of as connections from before them.
+    /// Sockets that the programs were told of, each with its network namespace.
     ///
     /// # Errors
     /// When the kernel refuses to read the map.
-    pub fn older(&self) -> Result<Vec<u64>, ProbeError> {
+    pub fn older(&self) -> Result<Vec<(u64, u64)>, ProbeError> {
         self.older.sockets()
     }
 
@@ -251,6 +266,17 @@ impl Probes {
     /// When the kernel refuses to read the map.
     pub fn cgroups(&self) -> Result<Vec<(u64, u64)>, ProbeError> {
         entries(&self.cgroups, names::CGROUPS)
+    }
+
+    /// Which losses have hit which network namespaces, or all of them, since the programs were loaded or those that they have
+    /// replaced.
+    ///
+    /// # Errors
+    /// When the kernel refuses to read the map.
+    pub fn losses(&self) -> Result<Vec<(u64, Causes)>, ProbeError> {
+        let mut losses = entries(&self.losses, names::LOSSES)?;
+        losses.extend(self.earlier_losses.iter().map(|(netns, causes)| (*netns, *causes)));
+        Ok(losses)
     }
 
     /// What the kernel counted, summed over all CPUs, since the programs were loaded or those that they have replaced.

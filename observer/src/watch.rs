@@ -12,7 +12,8 @@ use tracing::{debug, warn};
 
 use crate::collect::{Collector, address};
 use crate::namespaces::{Part, Summary};
-use crate::older::Older;
+use crate::losses::Hit;
+use crate::older::{Older, Sight};
 use crate::probes::{Event, Malformed, ProbeError, Probes, Settings};
 use crate::scan::{Found, ScanError, What};
 use crate::sockets::Socket;
@@ -164,29 +165,43 @@ impl Watch {
         }
         let namespaces = self.collector.edges().keys().map(|key| key.netns);
         let news = self.scans.are_news(namespaces.filter(|netns| self.sources.lacks(*netns)));
-        self.scan_if_due(news || self.sources.is_empty());
-        Ok(())
+        self.scan_if_due(news || self.sources.is_empty())
     }
 
-    fn scan_if_due(&mut self, addresses: bool) {
+    /// Lists sockets so often from here on, and once at once. For tests.
+    pub fn list_sockets_every(&mut self, interval: Duration) {
+        self.scans.list_sockets_every(interval, Instant::now());
+    }
+
+    fn scan_if_due(&mut self, addresses: bool) -> Result<(), ProbeError> {
+        // Which edges have connections without a search must be known when the sockets come.
+        if self.scans.are_sockets_due(Instant::now()) {
+            self.sweep()?;
+        }
         if let Err(reason) = self.scans.start_if_due(addresses, Instant::now()) {
             warn!(%reason, "network namespaces could not be looked at");
         }
+        Ok(())
     }
 
     /// Takes over what a scan found.
     fn take(&mut self, what: What, found: Result<Found, ScanError>) -> Result<(), ProbeError> {
         match found {
-            Ok(Found::Part(part)) => self.take_part(part)?,
+            Ok(Found::Part(part)) => self.take_part(what, part)?,
             Ok(Found::End(summary)) => {
                 self.collector.unlisted(summary.sockets_beyond);
                 if what == What::Sockets {
-                    let closed = self.older.end(summary.failed == 0 && summary.sockets_beyond == 0);
+                    let closed = self.older.end(summary.failed > 0);
                     self.probes.forget_older(&closed, self.older.any())?;
                 }
                 report_scan(&summary);
             }
-            Err(reason) => warn!(%reason, "network namespaces could not be looked at"),
+            Err(reason) => {
+                if what == What::Sockets {
+                    self.older.cut_short();
+                }
+                warn!(%reason, "network namespaces could not be looked at");
+            }
         }
         if !self.scans.under_way() {
             for (source, local) in self.probes.sources()? {
@@ -202,19 +217,21 @@ impl Watch {
         Ok(())
     }
 
-    fn take_part(&mut self, part: Part) -> Result<(), ProbeError> {
+    fn take_part(&mut self, what: What, part: Part) -> Result<(), ProbeError> {
         let cookie = part.cookie();
-        let Part { netns, addresses, sockets, cgroups, users } = part;
+        let Part { netns, addresses, sockets, unlisted, cgroups, users } = part;
         for cgroup in cgroups {
             self.sources.add_home(cgroup, netns);
         }
         self.sources.add(netns, addresses);
-        self.older.namespace(netns);
+        if what == What::Sockets {
+            self.older.namespace(netns, !unlisted);
+        }
         self.sources.look_at(netns, users.as_ref());
         // Before the sockets, some of which are the proxy's.
         for uid in users.unwrap_or_default().of_pod(&self.proxy_uids) {
             if self.collector.leave_out(cookie, uid) && !self.probes.add_proxy_uid(cookie, uid)? {
-                self.collector.too_many_proxies();
+                self.collector.too_many_proxies(cookie);
             }
         }
         for socket in &sockets {
@@ -229,12 +246,15 @@ impl Watch {
             return Ok(());
         }
         let Some(edge) = self.collector.existing(netns, socket) else { return Ok(()) };
-        if !self.older.is_news(netns, socket.cookie) {
-            return Ok(());
+        match self.older.sight(netns, socket.cookie, self.collector.is_unsearched(&edge)) {
+            Sight::Fine => return Ok(()),
+            Sight::Tell if self.probes.add_older(socket.cookie, &edge)? => {
+                self.older.told(netns, socket.cookie);
+                return Ok(());
+            }
+            Sight::Tell | Sight::NoRoom => {}
         }
-        if self.probes.add_older(socket.cookie, &edge)? {
-            self.older.told(socket.cookie);
-        } else {
+        if self.older.refused(netns, socket.cookie) {
             self.collector.unwatched(&edge);
         }
         Ok(())
@@ -255,8 +275,20 @@ impl Watch {
     /// When the kernel refuses to write its maps.
     pub async fn last_scan(&mut self) -> Result<(), ProbeError> {
         self.end_scan().await?;
-        self.scan_if_due(true);
+        self.scan_if_due(true)?;
         self.end_scan().await
+    }
+
+    /// Which network namespaces the losses have hit.
+    ///
+    /// # Errors
+    /// When the kernel refuses to read its map.
+    pub fn hit(&self) -> Result<Hit, ProbeError> {
+        let mut hit = self.collector.hit().clone();
+        for (netns, causes) in self.probes.losses()? {
+            hit.note_causes(netns, &causes);
+        }
+        Ok(hit)
     }
 
     /// What was lost, in the kernel and here; only causes that occurred.

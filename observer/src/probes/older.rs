@@ -1,4 +1,4 @@
-//! What the programs are told of connections from before them.
+//! What the programs are told of connections that they have no search for.
 
 use std::time::Duration;
 
@@ -26,8 +26,10 @@ impl Older {
         Ok(Self { edges, any: typed(map(names::ANY_OLDER)?, names::ANY_OLDER)?, last_id: 0 })
     }
 
-    pub(super) fn sockets(&self) -> Result<Vec<u64>, ProbeError> {
-        self.edges.keys().collect::<Result<_, _>>().map_err(map_error(names::OLDER))
+    /// With the network namespace of each.
+    pub(super) fn sockets(&self) -> Result<Vec<(u64, u64)>, ProbeError> {
+        let sockets = self.edges.iter().map(|entry| entry.map(|(socket, edge)| (socket, edge.netns)));
+        sockets.collect::<Result<_, _>>().map_err(map_error(names::OLDER))
     }
 
     /// False: one of the maps is full.
@@ -39,8 +41,16 @@ impl Older {
     ) -> Result<bool, ProbeError> {
         let first_ns = self.next_id();
         // No connect was seen: its time and number are none.
-        let state =
-            EdgeState { first_ns, last_ns: 0, connects: 0, settled_tick: 0, window: 0, heads: 0, flags: 0 };
+        let state = EdgeState {
+            first_ns,
+            last_ns: 0,
+            connects: 0,
+            settled_tick: 0,
+            window: 0,
+            heads: 0,
+            flags: 0,
+            unsearched: 0,
+        };
         let known = match set.insert(edge, state, BPF_NOEXIST) {
             Err(err) if errno(&err) == Some(Errno::EEXIST) => Ok(()),
             other => other,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
 use nix::errno::Errno;
-use sidescope_common::{Counter, EdgeKey, EdgeState, SourceAddr, SourceKey, names};
+use sidescope_common::{ALL_NAMESPACES, Causes, Counter, EdgeKey, EdgeState, SourceAddr, SourceKey, names};
 
 use super::kernel::{BPF_EXIST, BPF_NOEXIST, errno};
 use super::pins::{Mark, PinError, entries_of, remove_links};
@@ -72,6 +72,14 @@ impl Other {
                 .and_then(|counters| into.add_counters(&counters))
                 .unwrap_or_else(&mut failed);
         }
+        // Where an earlier build did not note whom they hit, losses may have hit anyone.
+        if left.contains(names::LOSSES) {
+            self.map(names::LOSSES)
+                .and_then(|losses| into.add_losses(&losses))
+                .unwrap_or_else(&mut failed);
+        } else {
+            into.note_earlier(ALL_NAMESPACES, into.earlier_causes())?;
+        }
         if in_use(names::EDGES) {
             match self.map(names::EDGES) {
                 Ok(edges) => (drained.edges, drained.beyond) = into.add_edges(&edges)?,
@@ -116,6 +124,39 @@ impl Probes {
         Ok(())
     }
 
+    /// Causes that programs have counted whose maps are gone.
+    fn earlier_causes(&self) -> Causes {
+        let mut causes = Causes::default();
+        for counter in Counter::ALL {
+            causes[counter as usize] = u8::from(self.earlier[counter as usize] > 0);
+        }
+        causes
+    }
+
+    /// Takes over whom losses have hit.
+    fn add_losses(&mut self, losses: &HashMap<MapData, u64, Causes>) -> Result<(), ProbeError> {
+        for entry in losses.iter() {
+            let (netns, causes) = entry.map_err(map_error(names::LOSSES))?;
+            self.note_earlier(netns, causes)?;
+        }
+        Ok(())
+    }
+
+    /// In the own map, where the next agent finds it, and, because the programs write there meanwhile, in memory.
+    fn note_earlier(&mut self, netns: u64, causes: Causes) -> Result<(), ProbeError> {
+        match self.losses.insert(netns, causes, BPF_NOEXIST) {
+            Err(err) if errno(&err) != Some(Errno::EEXIST) && !is_full(&err) => {
+                return Err(map_error(names::LOSSES)(err));
+            }
+            _ => {}
+        }
+        let known = self.earlier_losses.entry(netns).or_default();
+        for (known, new) in known.iter_mut().zip(causes) {
+            *known |= new;
+        }
+        Ok(())
+    }
+
     /// Moves edges into the own set, which keeps them if this process dies before it could report them; returns how many, and those
     /// that have no room.
     fn add_edges(
@@ -148,6 +189,7 @@ fn merged(own: &EdgeState, other: &EdgeState) -> EdgeState {
         last_ns: own.last_ns.max(other.last_ns),
         connects: own.connects + other.connects,
         flags: own.flags | other.flags,
+        unsearched: own.unsearched | other.unsearched,
         ..*own
     }
 }
@@ -187,7 +229,7 @@ fn is_full(err: &MapError) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use sidescope_common::edge_flags::{HOST_UNKNOWN, UNREPORTED};
+    use sidescope_common::edge_flags::HOST_UNKNOWN;
 
     use super::*;
 
@@ -200,7 +242,8 @@ mod tests {
             settled_tick: 0,
             window: 3,
             heads: 4,
-            flags: UNREPORTED,
+            flags: 0,
+            unsearched: 1,
         };
         let other = EdgeState {
             first_ns: 5,
@@ -210,8 +253,9 @@ mod tests {
             window: 9,
             heads: 9,
             flags: HOST_UNKNOWN,
+            unsearched: 0,
         };
-        let expected = EdgeState { connects: 42, flags: UNREPORTED | HOST_UNKNOWN, ..own };
+        let expected = EdgeState { connects: 42, flags: HOST_UNKNOWN, ..own };
         assert_eq!(merged(&own, &other), expected);
         assert_eq!(merged(&EdgeState { last_ns: 1, ..own }, &other).last_ns, 20);
     }

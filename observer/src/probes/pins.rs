@@ -24,10 +24,11 @@ use error::failed;
 /// The folder of all layouts, in the BPF file system.
 pub const FOLDER: &str = "sidescope";
 /// All maps that programs share. The edge set is the first to go: where it is missing, it was read.
-const MAPS: [&str; 13] = [
+const MAPS: [&str; 14] = [
     names::EDGES,
     names::EVENTS,
     names::COUNTERS,
+    names::LOSSES,
     names::HOSTS,
     names::SOURCES,
     names::CGROUPS,

@@ -15,6 +15,7 @@ pub(super) struct Scans {
     cgroup: PathBuf,
     running: Option<(What, Running)>,
     sockets_due: Instant,
+    sockets_every: Duration,
     /// Namespaces whose addresses were asked for; those of an ended one will never be known. Bounded as the edges are.
     looked_for: HashSet<u64>,
 }
@@ -22,7 +23,7 @@ pub(super) struct Scans {
 impl Scans {
     /// Of the processes of this cgroup; the first one is due at once.
     pub(super) fn new(cgroup: PathBuf, now: Instant) -> Self {
-        Self { cgroup, running: None, sockets_due: now, looked_for: HashSet::new() }
+        Self { cgroup, running: None, sockets_due: now, sockets_every: SOCKETS_EVERY, looked_for: HashSet::new() }
     }
 
     /// Whether a scan has to look for the addresses of one of these namespaces: once for each, and not while a scan is under way, which
@@ -31,16 +32,26 @@ impl Scans {
         !self.under_way() && missing.into_iter().filter(|netns| self.looked_for.insert(*netns)).count() > 0
     }
 
+    /// Lists sockets so often from here on, and once at once.
+    pub(super) fn list_sockets_every(&mut self, interval: Duration, now: Instant) {
+        (self.sockets_every, self.sockets_due) = (interval, now);
+    }
+
+    /// Whether the next scan lists sockets, and may start now.
+    pub(super) fn are_sockets_due(&self, now: Instant) -> bool {
+        self.running.is_none() && now >= self.sockets_due
+    }
+
     /// Starts a scan if it is time for the sockets or if `addresses` are wanted, and none is under way.
     pub(super) fn start_if_due(&mut self, addresses: bool, now: Instant) -> Result<(), ScanError> {
-        let sockets = now >= self.sockets_due;
+        let sockets = self.are_sockets_due(now);
         if self.running.is_some() || !(sockets || addresses) {
             return Ok(());
         }
         let what = if sockets { What::Sockets } else { What::Addresses };
         self.running = Some((what, scan::start(self.cgroup.clone(), what)?));
         if sockets {
-            self.sockets_due = now + SOCKETS_EVERY;
+            self.sockets_due = now + self.sockets_every;
         }
         Ok(())
     }

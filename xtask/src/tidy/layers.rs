@@ -28,6 +28,7 @@ const MODULES: &[(&str, Layer)] = &[
     ("http1", Layer::Pure),
     ("inventory", Layer::Pure),
     ("mesh_index", Layer::Pure),
+    ("losses", Layer::Pure),
     ("older", Layer::Pure),
     ("plan", Layer::Pure),
     ("proxy_protocol", Layer::Pure),
