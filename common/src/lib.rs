@@ -47,8 +47,8 @@ pub mod names {
     pub const PROXY_UIDS: &str = "PROXY_UIDS";
     /// Hash socket's cookie -> [`EdgeKey`](super::EdgeKey): connections that have no search for hosts. Written by user space.
     pub const OLDER: &str = "OLDER";
-    /// Array of one `u32`: whether [`OLDER`] has entries. Written by user space.
-    pub const ANY_OLDER: &str = "ANY_OLDER";
+    /// Array of `u64`, a bit for each port: whether [`OLDER`] has connections to it. Written by user space.
+    pub const OLDER_PORTS: &str = "OLDER_PORTS";
     /// Hash network namespace's cookie, or [`ALL_NAMESPACES`](super::ALL_NAMESPACES) -> [`Causes`](super::Causes): whom losses hit.
     pub const LOSSES: &str = "LOSSES";
     /// Per-CPU array of `u64`, indexed by [`Counter`](super::Counter).
@@ -73,6 +73,8 @@ pub const DEFAULT_HOSTS: u32 = 6_144;
 pub const MAX_SOURCES: u32 = 4_096;
 /// Connections without a search that user space can tell the kernel of: those from before the programs, and long-lived ones.
 pub const MAX_OLDER: u32 = 10_240;
+/// Words of 64 bits that have one for each port.
+pub const PORT_WORDS: u32 = (1 << 16) / 64;
 /// Network namespaces that losses have hit. Those of the others count for [`ALL_NAMESPACES`], which has the last place of a full map.
 pub const MAX_HIT: u32 = 1_023;
 /// Proxy uids that can be told to the kernel: two in each of 500 pods with user namespaces of their own, and some.
@@ -373,7 +375,8 @@ mod tests {
         let entry = 48 + key.next_multiple_of(8) + value.next_multiple_of(8);
         let buckets = 16 * entries.next_power_of_two() as usize;
         let entries = entries as usize;
-        buckets + if is_preallocated { (entries + cpus) * entry } else { entries * entry.next_multiple_of(96) }
+        buckets
+            + if is_preallocated { (entries + cpus) * entry } else { entries * entry.next_multiple_of(96) }
     }
 
     /// Bytes of all maps at their default sizes, when they are full.
@@ -388,8 +391,19 @@ mod tests {
         let ring = DEFAULT_RING_BYTES as usize + 4 * 4096;
         // Two slots of scratch: what is read, its header, and 32 bytes for the walk.
         let each_cpu = 2 * (HEAD_BYTES + size_of::<HeadEvent>() + 32) + 8 * Counter::ALL.len();
+        let ports = 8 * PORT_WORDS as usize;
         let small_ones = 4 * 1024;
-        edges + hosts + sources + cgroups + proxies + older + losses + ring + each_cpu * cpus + small_ones
+        edges
+            + hosts
+            + sources
+            + cgroups
+            + proxies
+            + older
+            + losses
+            + ring
+            + each_cpu * cpus
+            + ports
+            + small_ones
     }
 
     #[test]
@@ -397,7 +411,7 @@ mod tests {
         const MIB: usize = 1024 * 1024;
         assert!(all_maps(64) <= 8 * MIB, "{}", all_maps(64));
         // As the documents have it, in hundredths.
-        assert_eq!([4, 64].map(|cpus| (100 * all_maps(cpus)).div_ceil(MIB)), [742, 792]);
+        assert_eq!([4, 64].map(|cpus| (100 * all_maps(cpus)).div_ceil(MIB)), [743, 793]);
     }
 }
 

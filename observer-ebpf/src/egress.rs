@@ -13,7 +13,7 @@ use crate::connect::flag_edge;
 use crate::handover::lost;
 use crate::http1;
 use crate::http2;
-use crate::maps::{ANY_OLDER, EDGES, OLDER, PARTS, SEARCHES, Search, lose, phase};
+use crate::maps::{EDGES, OLDER, OLDER_PORTS, PARTS, SEARCHES, Search, lose, phase};
 use crate::packet::{Payload, payload};
 use crate::source::note_address;
 
@@ -141,7 +141,9 @@ fn begin(ctx: &SkBuffContext, search: &mut Search, payload: Payload) {
 /// had told all it had to. Only the last two are of interest, and user space knows their cookies.
 #[inline(always)]
 fn older_socket(ctx: &SkBuffContext, sk: *mut bpf_sock) {
-    if ANY_OLDER.get(0).is_none_or(|any| *any == 0) {
+    // SAFETY: a socket of a packet. Its port of destination is in network byte order.
+    let port = u16::from_be(unsafe { (*sk).dst_port });
+    if OLDER_PORTS.get(u32::from(port) / 64).is_none_or(|ports| *ports >> (port % 64) & 1 == 0) {
         return;
     }
     // SAFETY: the context is valid for the run of the program.

@@ -5,9 +5,7 @@ use sidescope_common::{Counter, HEAD_BYTES, head_format, part};
 
 use crate::bounded::byte_at;
 use crate::egress::{first_word, to_part, unseen};
-use crate::handover::{
-    NAME_BYTES, Name, Piece, claim, hand_on, load, lost, name, release, within_budget,
-};
+use crate::handover::{NAME_BYTES, Name, Piece, claim, hand_on, load, lost, name, release, within_budget};
 use crate::maps::{Scratch, Search, anew, phase};
 use crate::packet::Payload;
 

@@ -7,8 +7,8 @@ use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray, Ring
 use sidescope_common::http2;
 use sidescope_common::{
     ALL_NAMESPACES, Causes, Counter, DEFAULT_EDGES, DEFAULT_HOSTS, DEFAULT_RING_BYTES, DnsEvent, EdgeKey,
-    EdgeState, HEAD_BYTES, HeadEvent, HostKey, MAX_HIT, MAX_OLDER, MAX_PROXY_UIDS, MAX_SOURCES, SourceAddr,
-    SourceKey, part,
+    EdgeState, HEAD_BYTES, HeadEvent, HostKey, MAX_HIT, MAX_OLDER, MAX_PROXY_UIDS, MAX_SOURCES, PORT_WORDS,
+    SourceAddr, SourceKey, part,
 };
 
 /// A plain hash, never LRU: an LRU would forget edges that nobody has read yet.
@@ -34,9 +34,10 @@ pub static PROXY_UIDS: HashMap<u32, u64> = HashMap::with_max_entries(MAX_PROXY_U
 #[map]
 pub static OLDER: HashMap<u64, EdgeKey> = HashMap::with_max_entries(MAX_OLDER, BPF_F_NO_PREALLOC);
 
-/// Whether [`OLDER`] has entries: most of the time it has none, and then a socket without storage need not be looked for there.
+/// A bit for each port to which [`OLDER`] has connections. To look there costs two calls, and most sockets without storage are accepted
+/// ones, whose peers have other ports.
 #[map]
-pub static ANY_OLDER: Array<u32> = Array::with_max_entries(1, 0);
+pub static OLDER_PORTS: Array<u64> = Array::with_max_entries(PORT_WORDS, 0);
 
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(DEFAULT_RING_BYTES, 0);

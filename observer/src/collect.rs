@@ -355,6 +355,7 @@ mod tests {
     use sidescope_common::{event_kind, head_format};
 
     use super::*;
+    use crate::losses::CauseNames;
 
     fn key(port: u16) -> EdgeKey {
         EdgeKey { netns: 1, addr: [0; 16], uid: 0, port, reserved: 0 }
@@ -375,7 +376,16 @@ mod tests {
     }
 
     fn state(connects: u64, flags: u8) -> EdgeState {
-        EdgeState { first_ns: 1, last_ns: 2, connects, settled_tick: 0, window: 0, heads: 0, flags, unsearched: 0 }
+        EdgeState {
+            first_ns: 1,
+            last_ns: 2,
+            connects,
+            settled_tick: 0,
+            window: 0,
+            heads: 0,
+            flags,
+            unsearched: 0,
+        }
     }
 
     #[test]
@@ -403,6 +413,9 @@ mod tests {
             .map(|(key, _)| key.port)
             .collect();
         assert_eq!(unknown, BTreeSet::from([1, 2, 4]));
+        let causes = CauseNames::from(["headMalformed", "headMissingPiece"]);
+        assert_eq!(collector.hit().namespaces(), &BTreeMap::from([(1, causes)]));
+        assert!(collector.hit().everywhere().is_empty());
         assert_eq!(
             collector.losses(),
             BTreeMap::from([

@@ -126,8 +126,7 @@ impl Older {
         let closed = closed.map(|(socket, _)| socket).collect();
         self.beyond.retain(|socket, netns| !is_closed(socket, netns));
         let before = mem::take(&mut self.listed);
-        let is_listed =
-            |netns: &u64| !is_partial(netns) || in_use.contains(netns) || before.contains(netns);
+        let is_listed = |netns: &u64| !is_partial(netns) || in_use.contains(netns) || before.contains(netns);
         self.listed = namespaces.keys().copied().filter(is_listed).collect();
         self.young = young;
         self.complete = true;
@@ -138,11 +137,6 @@ impl Older {
     /// A scan ended before it was through: what it has not shown may be there.
     pub fn cut_short(&mut self) {
         self.scan = Scan::default();
-    }
-
-    /// Whether the kernel was told of any socket that may still be open.
-    pub fn any(&self) -> bool {
-        !self.told.is_empty()
     }
 }
 

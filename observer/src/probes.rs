@@ -213,12 +213,12 @@ impl Probes {
         self.older.add(&mut self.edges, socket, edge)
     }
 
-    /// Such connections were closed; `any`: whether others may still be open.
+    /// Such connections were closed.
     ///
     /// # Errors
     /// When the kernel refuses to write the maps.
-    pub fn forget_older(&mut self, sockets: &[u64], any: bool) -> Result<(), ProbeError> {
-        self.older.forget(sockets, any)
+    pub fn forget_older(&mut self, sockets: &[u64]) -> Result<(), ProbeError> {
+        self.older.forget(sockets)
     }
 
     /// Sockets that the programs were told of, each with its network namespace.
@@ -236,10 +236,7 @@ impl Probes {
     pub fn forget_hosts(&mut self) -> Result<(), ProbeError> {
         let hosts: Result<Vec<HostKey>, _> = self.hosts.keys().collect();
         for host in hosts.map_err(map_error(names::HOSTS))? {
-            match self.hosts.remove(&host) {
-                Ok(()) | Err(MapError::KeyNotFound) => {}
-                Err(err) => return Err(map_error(names::HOSTS)(err)),
-            }
+            remove(&mut self.hosts, &host, names::HOSTS)?;
         }
         Ok(())
     }
@@ -309,6 +306,18 @@ fn entries<K: aya::Pod, V: aya::Pod>(
     name: &'static str,
 ) -> Result<Vec<(K, V)>, ProbeError> {
     map.iter().collect::<Result<_, _>>().map_err(map_error(name))
+}
+
+/// Removes an entry; one that is gone by now is as good.
+fn remove<K: aya::Pod, V: aya::Pod>(
+    map: &mut HashMap<MapData, K, V>,
+    key: &K,
+    name: &'static str,
+) -> Result<(), ProbeError> {
+    match map.remove(key) {
+        Err(err) if errno(&err) != Some(Errno::ENOENT) => Err(map_error(name)(err)),
+        _ => Ok(()),
+    }
 }
 
 /// A map of this type, with keys and values of these sizes.

@@ -11,8 +11,8 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 use tracing::{debug, warn};
 
 use crate::collect::{Collector, address};
-use crate::namespaces::{Part, Summary};
 use crate::losses::Hit;
+use crate::namespaces::{Part, Summary};
 use crate::older::{Older, Sight};
 use crate::probes::{Event, Malformed, ProbeError, Probes, Settings};
 use crate::scan::{Found, ScanError, What};
@@ -192,7 +192,7 @@ impl Watch {
                 self.collector.unlisted(summary.sockets_beyond);
                 if what == What::Sockets {
                     let closed = self.older.end(summary.failed > 0);
-                    self.probes.forget_older(&closed, self.older.any())?;
+                    self.probes.forget_older(&closed)?;
                 }
                 report_scan(&summary);
             }

@@ -399,7 +399,10 @@ fn a_sidecar_s_verdict_says_what_may_be_missing() {
     expected.extend([Incomplete::AmbiguousAddress(1), Incomplete::Lost(causes), Incomplete::Unattributed(2)]);
     assert_eq!(missing(&graph, "ratings"), expected);
     assert_eq!(missing(&graph, "reviews"), expected[5..]);
-    assert_eq!(expected[4].to_string(), "observations of it were lost, or may have been: edgesFull, headRingFull");
+    assert_eq!(
+        expected[4].to_string(),
+        "observations of it were lost, or may have been: edgesFull, headRingFull"
+    );
 }
 
 #[test]

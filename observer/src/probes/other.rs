@@ -74,9 +74,7 @@ impl Other {
         }
         // Where an earlier build did not note whom they hit, losses may have hit anyone.
         if left.contains(names::LOSSES) {
-            self.map(names::LOSSES)
-                .and_then(|losses| into.add_losses(&losses))
-                .unwrap_or_else(&mut failed);
+            self.map(names::LOSSES).and_then(|losses| into.add_losses(&losses)).unwrap_or_else(&mut failed);
         } else {
             into.note_earlier(ALL_NAMESPACES, into.earlier_causes())?;
         }

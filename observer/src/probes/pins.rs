@@ -33,7 +33,7 @@ const MAPS: [&str; 14] = [
     names::SOURCES,
     names::CGROUPS,
     names::OLDER,
-    names::ANY_OLDER,
+    names::OLDER_PORTS,
     names::PROXY_UIDS,
     names::PARTS,
     names::SCRATCH,

@@ -23,7 +23,13 @@ pub(super) struct Scans {
 impl Scans {
     /// Of the processes of this cgroup; the first one is due at once.
     pub(super) fn new(cgroup: PathBuf, now: Instant) -> Self {
-        Self { cgroup, running: None, sockets_due: now, sockets_every: SOCKETS_EVERY, looked_for: HashSet::new() }
+        Self {
+            cgroup,
+            running: None,
+            sockets_due: now,
+            sockets_every: SOCKETS_EVERY,
+            looked_for: HashSet::new(),
+        }
     }
 
     /// Whether a scan has to look for the addresses of one of these namespaces: once for each, and not while a scan is under way, which

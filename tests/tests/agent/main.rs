@@ -6,6 +6,7 @@ mod end;
 #[allow(dead_code, reason = "shared with the tests of `observe`, which use all of it")]
 mod fixture;
 mod layouts;
+mod losses;
 mod pinned;
 mod restart;
 mod scene;
