@@ -109,6 +109,8 @@ pub struct Collector {
     proxies: HashSet<(Option<u64>, u32)>,
     losses: BTreeMap<Loss, u64>,
     hit: Hit,
+    /// See [`Collector::is_unsearched`].
+    unsearched: HashSet<(Addr, u32, u16)>,
     hosts: usize,
     existing: usize,
 }
@@ -169,7 +171,10 @@ impl Collector {
                 look_up(&self.answers, &key, observed, state.last_ns);
             }
             observed.host_unknown |= state.flags & edge_flags::HOST_UNKNOWN != 0;
-            observed.unsearched |= state.unsearched != 0;
+            if state.unsearched != 0 {
+                observed.unsearched = true;
+                self.unsearched.insert(destination(&key));
+            }
         }
     }
 
@@ -195,9 +200,13 @@ impl Collector {
         Some(key)
     }
 
-    /// Whether the set has said by now that some connection of this edge has no search.
-    pub fn is_unsearched(&self, key: &EdgeKey) -> bool {
-        self.edges.get(key).is_some_and(|observed| observed.unsearched)
+    /// Whether the set has said by now that some connection of this edge has no search. `cookie` is that of the edge's namespace; where
+    /// the kernel does not tell it, the set has the edge under another number, and one of any namespace counts.
+    pub fn is_unsearched(&self, cookie: Option<u64>, key: &EdgeKey) -> bool {
+        match cookie {
+            Some(_) => self.edges.get(key).is_some_and(|observed| observed.unsearched),
+            None => self.unsearched.contains(&destination(key)),
+        }
     }
 
     /// The kernel programs could not be told of a connection that has no search, perhaps: hosts of its requests may not be known.
@@ -327,6 +336,11 @@ impl Collector {
     }
 }
 
+/// An edge without its namespace.
+fn destination(key: &EdgeKey) -> (Addr, u32, u16) {
+    (key.addr, key.uid, key.port)
+}
+
 /// Adds the names that the address of an edge had at a time.
 fn look_up(answers: &Answers, key: &EdgeKey, observed: &mut Observed, time_ns: u64) {
     observed.looked_up = time_ns;
@@ -396,6 +410,18 @@ mod tests {
         let connects: BTreeMap<u16, u64> =
             collector.edges().iter().map(|(key, observed)| (key.port, observed.connects)).collect();
         assert_eq!(connects, BTreeMap::from([(1, 5), (2, 3)]));
+    }
+
+    #[test]
+    fn an_edge_has_connections_without_a_search_as_the_set_says() {
+        let mut collector = Collector::default();
+        collector.sweep([(key(1), state(5, 0)), (key(2), EdgeState { unsearched: 1, ..state(5, 0) })]);
+        for port in [1, 2, 3] {
+            assert_eq!(collector.is_unsearched(Some(1), &key(port)), port == 2);
+            let elsewhere = EdgeKey { netns: 9, ..key(port) };
+            assert!(!collector.is_unsearched(Some(9), &elsewhere));
+            assert_eq!(collector.is_unsearched(None, &elsewhere), port == 2, "whose it is cannot be told");
+        }
     }
 
     #[test]

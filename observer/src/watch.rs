@@ -235,18 +235,18 @@ impl Watch {
             }
         }
         for socket in &sockets {
-            self.take_existing(netns, socket)?;
+            self.take_existing(netns, cookie, socket)?;
         }
         Ok(())
     }
 
     /// Takes over a connection that is open now.
-    fn take_existing(&mut self, netns: u64, socket: &Socket) -> Result<(), ProbeError> {
+    fn take_existing(&mut self, netns: u64, cookie: Option<u64>, socket: &Socket) -> Result<(), ProbeError> {
         if self.proxy_uids.contains(&socket.uid) {
             return Ok(());
         }
         let Some(edge) = self.collector.existing(netns, socket) else { return Ok(()) };
-        match self.older.sight(netns, socket.cookie, self.collector.is_unsearched(&edge)) {
+        match self.older.sight(netns, socket.cookie, self.collector.is_unsearched(cookie, &edge)) {
             Sight::Fine => return Ok(()),
             Sight::Tell if self.probes.add_older(socket.cookie, &edge)? => {
                 self.older.told(netns, socket.cookie);
