@@ -15,6 +15,7 @@ use tracing::{debug, info, warn};
 use crate::cgroup::{self, Cgroup};
 use crate::changes::{Change, Changes};
 use crate::cli::Agent;
+use crate::losses::Hit;
 use crate::older::Older;
 use crate::probes::pins::{self, Layout, Mark, Other, PinError, Pins, Taken};
 use crate::probes::{ProbeError, Settings};
@@ -114,6 +115,7 @@ struct Running<'p> {
     listed: bool,
     changes: Changes,
     losses: BTreeMap<String, u64>,
+    hit: Hit,
     /// Something could not be printed, and will not be: it counts as told.
     unprinted: bool,
 }
@@ -154,7 +156,19 @@ impl<'p> Running<'p> {
         let adopted = adopted.is_some();
         let (changes, losses) = (Changes::default(), BTreeMap::new());
         let started = Instant::now();
-        Ok(Self { watch, pins, layout, others, adopted, started, listed, changes, losses, unprinted: false })
+        Ok(Self {
+            watch,
+            pins,
+            layout,
+            others,
+            adopted,
+            started,
+            listed,
+            changes,
+            losses,
+            hit: Hit::default(),
+            unprinted: false,
+        })
     }
 
     async fn until_told(&mut self, stop: &mut Stop) -> anyhow::Result<()> {
@@ -273,14 +287,18 @@ impl<'p> Running<'p> {
         if let Ok(losses) = &losses {
             self.losses.clone_from(losses);
         }
+        let hit = self.watch.hit();
+        if let Ok(hit) = &hit {
+            self.hit.clone_from(hit);
+        }
         for cause in self.losses.keys().filter(|cause| !self.changes.has_told_loss(cause)) {
             if let Some(remedy) = remedy(cause) {
                 warn!(%cause, remedy, "not all can be recorded");
             }
         }
         let changes = match which {
-            Which::Tellable => self.changes.tell(self.watch.tellable(), self.losses.clone()),
-            Which::All => self.changes.tell(self.watch.collector.edges(), self.losses.clone()),
+            Which::Tellable => self.changes.tell(self.watch.tellable(), &self.hit, &self.losses),
+            Which::All => self.changes.tell(self.watch.collector.edges(), &self.hit, &self.losses),
         };
         if !changes.is_empty() {
             debug!(lines = changes.len(), "reporting");
@@ -289,7 +307,9 @@ impl<'p> Running<'p> {
             printed?;
             self.watch.probes.mark_told(&self.losses)?;
         }
-        losses.map(drop).map_err(Into::into)
+        losses?;
+        hit?;
+        Ok(())
     }
 }
 
@@ -307,7 +327,7 @@ fn drain(other: &Other, watch: &mut Watch) -> Result<Vec<(EdgeKey, EdgeState)>, 
     let collector = &mut watch.collector;
     let drained = other.drain(&mut watch.probes, |record| collect(collector, record))?;
     for _ in 0..drained.proxies_beyond {
-        collector.too_many_proxies();
+        collector.too_many_proxies(None);
     }
     info!(
         layout = other.name,

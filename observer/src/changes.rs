@@ -1,13 +1,13 @@
 //! What there is to tell since the last time: edges that are new or have changed, and losses. Pure; bounded as the edges are.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::mem;
 use std::net::IpAddr;
 
 use serde::Serialize;
 use sidescope_common::EdgeKey;
 
 use crate::collect::{Observed, address};
+use crate::losses::{CauseNames, Hit};
 use crate::model::names::Host;
 
 /// One thing to tell.
@@ -16,6 +16,14 @@ use crate::model::names::Host;
 pub enum Change<'a> {
     /// All that is known of an edge.
     Edge(Edge<'a>),
+    /// Losses that have hit a network namespace.
+    Incomplete {
+        /// Its cookie; all namespaces where there is none.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        netns: Option<u64>,
+        /// Their causes.
+        incomplete: CauseNames,
+    },
     /// All that was lost so far, and told by no agent before this one.
     Losses {
         /// How much, by cause.
@@ -62,15 +70,17 @@ struct Told {
 #[derive(Default)]
 pub struct Changes {
     edges: HashMap<EdgeKey, Told>,
+    hit: Hit,
     losses: BTreeMap<String, u64>,
 }
 
 impl Changes {
-    /// What is new, in the order of the edges' keys and losses last; it counts as told from here on.
+    /// What is new, in the order of the edges' keys, then of namespaces, and losses last; it counts as told from here on.
     pub fn tell<'a>(
         &mut self,
         edges: impl IntoIterator<Item = (&'a EdgeKey, &'a Observed)>,
-        losses: BTreeMap<String, u64>,
+        hit: &Hit,
+        losses: &BTreeMap<String, u64>,
     ) -> Vec<Change<'a>> {
         let mut changed = BTreeMap::new();
         for (key, observed) in edges {
@@ -81,9 +91,18 @@ impl Changes {
             }
         }
         let mut changes: Vec<_> = changed.into_values().collect();
-        if losses != self.losses {
-            drop(mem::replace(&mut self.losses, losses.clone()));
-            changes.push(Change::Losses { losses });
+        for (netns, causes) in hit.namespaces() {
+            if self.hit.namespaces().get(netns) != Some(causes) {
+                changes.push(Change::Incomplete { netns: Some(*netns), incomplete: causes.clone() });
+            }
+        }
+        if hit.everywhere() != self.hit.everywhere() {
+            changes.push(Change::Incomplete { netns: None, incomplete: hit.everywhere().clone() });
+        }
+        self.hit.clone_from(hit);
+        if *losses != self.losses {
+            self.losses.clone_from(losses);
+            changes.push(Change::Losses { losses: losses.clone() });
         }
         changes
     }
@@ -154,8 +173,27 @@ mod tests {
         losses: &[(&str, u64)],
     ) -> Vec<String> {
         let losses = losses.iter().map(|(cause, count)| ((*cause).to_owned(), *count)).collect();
-        let changes = changes.tell(edges, losses);
+        let changes = changes.tell(edges, &Hit::default(), &losses);
         changes.iter().map(|change| serde_json::to_string(change).unwrap()).collect()
+    }
+
+    #[test]
+    fn a_namespace_is_told_again_when_another_cause_has_hit_it() {
+        let (mut changes, edges, mut hit) = (Changes::default(), HashMap::new(), Hit::default());
+        let mut lines = |hit: &Hit| -> Vec<String> {
+            let changes = changes.tell(&edges, hit, &BTreeMap::new());
+            changes.iter().map(|change| serde_json::to_string(change).unwrap()).collect()
+        };
+        hit.note(Some(7), "edgesFull");
+        hit.note(Some(5), "headBudget");
+        let five = r#"{"netns":5,"incomplete":["headBudget"]}"#;
+        assert_eq!(lines(&hit), [five, r#"{"netns":7,"incomplete":["edgesFull"]}"#]);
+        assert!(lines(&hit).is_empty());
+        hit.note(Some(7), "dnsAnswer");
+        hit.note(None, "agentKilled");
+        let seven = r#"{"netns":7,"incomplete":["dnsAnswer","edgesFull"]}"#;
+        assert_eq!(lines(&hit), [seven, r#"{"incomplete":["agentKilled"]}"#]);
+        assert!(lines(&hit).is_empty());
     }
 
     #[test]

@@ -10,6 +10,7 @@ use sidescope_common::{Addr, DnsEvent, EdgeEvent, EdgeKey, EdgeState, HeadEvent,
 
 use crate::answers::Answers;
 use crate::heads::{Heads, Outcome, Unreadable};
+use crate::losses::Hit;
 use crate::model::names::Host;
 use crate::sockets::Socket;
 
@@ -45,6 +46,8 @@ pub struct Observed {
     /// A connection of it was open when the sockets were last listed and it was among them. Without a connect this connection is
     /// older than the watch.
     pub existing: bool,
+    /// Some connection of it has no search for hosts in the kernel, unless that was told of it.
+    pub unsearched: bool,
 }
 
 /// What user space could not make use of, by cause.
@@ -60,7 +63,7 @@ pub enum Loss {
     DnsAnswer,
     /// A connection that was open before, beyond [`MAX_EXISTING`] or beyond what is listed of one namespace.
     TooManyExisting,
-    /// A connection that was open before, of which the kernel programs could not be told.
+    /// A connection of which the kernel programs could not be told: open before, or open for long and perhaps without a search.
     UnwatchedExisting,
     /// A proxy in a user namespace of its own, beyond what the kernel's map holds (its connections take room in the edge set) or
     /// beyond [`MAX_PROXIES`] (they count as its workload's).
@@ -116,6 +119,9 @@ pub struct Collector {
     /// Namespace and user of proxies that the kernel did not know from the start; without a namespace it is this user in all of them.
     proxies: HashSet<(Option<u64>, u32)>,
     losses: BTreeMap<Loss, u64>,
+    hit: Hit,
+    /// See [`Collector::is_unsearched`].
+    unsearched: HashSet<(Addr, u32, u16)>,
     hosts: usize,
     existing: usize,
 }
@@ -133,7 +139,9 @@ impl Collector {
 
     /// A DNS message that a workload received.
     pub fn dns(&mut self, event: &DnsEvent, bytes: &[u8]) {
-        self.answers.take(event, bytes);
+        for netns in self.answers.take(event, bytes) {
+            self.hit.note(Some(netns), Loss::DnsAnswer.name());
+        }
     }
 
     /// A piece of a request head.
@@ -157,13 +165,14 @@ impl Collector {
 
     /// A record that makes no sense.
     pub fn malformed_record(&mut self) {
-        self.count(Loss::MalformedRecord);
+        self.count(Loss::MalformedRecord, None);
     }
 
     /// Takes over what the kernel's edge set says now. The set is the truth: edges whose event was lost come in here. Returns those of
     /// it that are a proxy's, which need not take room there.
     pub fn sweep(&mut self, set: impl IntoIterator<Item = (EdgeKey, EdgeState)>) -> Vec<EdgeKey> {
         let mut left_out = Vec::new();
+        self.unsearched.clear();
         for (key, state) in set {
             if self.is_left_out(&key) {
                 left_out.push(key);
@@ -172,6 +181,9 @@ impl Collector {
             let observed = self.edges.entry(key).or_default();
             observed.connects = state.connects + observed.elsewhere;
             look_at_state(&self.answers, &key, observed, &state);
+            if state.unsearched != 0 {
+                self.unsearched.insert(destination(&key));
+            }
         }
         left_out
     }
@@ -203,7 +215,7 @@ impl Collector {
         let observed = match self.edges.entry(key) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(_) if self.existing >= MAX_EXISTING => {
-                self.count(Loss::TooManyExisting);
+                self.count(Loss::TooManyExisting, Some(netns));
                 return None;
             }
             Entry::Vacant(new) => {
@@ -216,9 +228,18 @@ impl Collector {
         Some(key)
     }
 
-    /// The kernel programs could not be told of a connection that was open before: hosts of its requests will not be known.
+    /// Whether the set has said by now that some connection of this edge has no search. `cookie` is that of the edge's namespace; where
+    /// the kernel does not tell it, the set has the edge under another number, and one of any namespace counts.
+    pub fn is_unsearched(&self, cookie: Option<u64>, key: &EdgeKey) -> bool {
+        match cookie {
+            Some(_) => self.edges.get(key).is_some_and(|observed| observed.unsearched),
+            None => self.unsearched.contains(&destination(key)),
+        }
+    }
+
+    /// The kernel programs could not be told of a connection that has no search, perhaps: hosts of its requests may not be known.
     pub fn unwatched(&mut self, key: &EdgeKey) {
-        self.count(Loss::UnwatchedExisting);
+        self.count(Loss::UnwatchedExisting, Some(key.netns));
         if let Some(observed) = self.edges.get_mut(key) {
             observed.host_unknown = true;
         }
@@ -231,7 +252,7 @@ impl Collector {
             return false;
         }
         if self.proxies.len() >= MAX_PROXIES {
-            self.too_many_proxies();
+            self.too_many_proxies(netns);
             return false;
         }
         self.proxies.insert((netns, uid));
@@ -249,13 +270,14 @@ impl Collector {
     /// Drops what is known of these edges, and of these namespaces.
     pub fn forget(&mut self, edges: &[EdgeKey], namespaces: &BTreeSet<u64>) {
         let edges: HashSet<EdgeKey> = edges.iter().copied().collect();
-        for _ in self.heads.give_up(|key| edges.contains(key)) {
-            self.count(Loss::Head(Unreadable::MissingPiece));
+        for key in self.heads.give_up(|key| edges.contains(key)) {
+            self.count(Loss::Head(Unreadable::MissingPiece), Some(key.netns));
         }
         self.remove(|key| edges.contains(key));
         self.proxies.retain(|(netns, _)| netns.is_none_or(|netns| !namespaces.contains(&netns)));
         for netns in namespaces {
             self.answers.forget(*netns);
+            self.hit.forget(*netns);
         }
     }
 
@@ -269,33 +291,34 @@ impl Collector {
 
     /// A namespace that there is no room for.
     pub fn too_many_namespaces(&mut self) {
-        self.count(Loss::TooManyNamespaces);
+        self.count(Loss::TooManyNamespaces, None);
     }
 
     /// A proxy that the kernel has no room for.
-    pub fn too_many_proxies(&mut self) {
-        self.count(Loss::TooManyProxies);
+    pub fn too_many_proxies(&mut self, netns: Option<u64>) {
+        self.count(Loss::TooManyProxies, netns);
     }
 
     /// The agent before this one was killed.
     pub fn agent_killed(&mut self) {
-        self.count(Loss::AgentKilled);
+        self.count(Loss::AgentKilled, None);
     }
 
     /// What an agent of another version had recorded cannot be read.
     pub fn unreadable_layout(&mut self) {
-        self.count(Loss::UnreadableLayout);
+        self.count(Loss::UnreadableLayout, None);
     }
 
     /// Another layout was given up before all open connections were listed.
     pub fn unlisted_at_change(&mut self) {
-        self.count(Loss::UnlistedAtChange);
+        self.count(Loss::UnlistedAtChange, None);
     }
 
     /// Connections that were open and could not be listed.
     pub fn unlisted(&mut self, count: u64) {
         if count > 0 {
             *self.losses.entry(Loss::TooManyExisting).or_default() += count;
+            self.hit.note(None, Loss::TooManyExisting.name());
         }
     }
 
@@ -326,6 +349,11 @@ impl Collector {
         losses
     }
 
+    /// Which network namespaces these losses have hit.
+    pub fn hit(&self) -> &Hit {
+        &self.hit
+    }
+
     fn is_left_out(&self, key: &EdgeKey) -> bool {
         let known = |netns| self.proxies.contains(&(netns, key.uid));
         known(Some(key.netns)) || known(None)
@@ -333,7 +361,7 @@ impl Collector {
 
     fn unreadable(&mut self, key: EdgeKey, why: Unreadable) {
         if !self.is_left_out(&key) {
-            self.count(Loss::Head(why));
+            self.count(Loss::Head(why), Some(key.netns));
             self.told(key, Told::Unknown);
         }
     }
@@ -358,12 +386,14 @@ impl Collector {
             self.hosts += usize::from(observed.hosts.insert(host));
         } else if !observed.hosts.contains(&host) {
             observed.host_unknown = true;
-            self.count(Loss::TooManyHosts);
+            self.count(Loss::TooManyHosts, Some(key.netns));
         }
     }
 
-    fn count(&mut self, loss: Loss) {
+    /// `None`: it may have hit any namespace.
+    fn count(&mut self, loss: Loss, netns: Option<u64>) {
         *self.losses.entry(loss).or_default() += 1;
+        self.hit.note(netns, loss.name());
     }
 }
 
@@ -375,6 +405,12 @@ fn look_at_state(answers: &Answers, key: &EdgeKey, observed: &mut Observed, stat
         look_up(answers, key, observed, state.last_ns);
     }
     observed.host_unknown |= state.flags & edge_flags::HOST_UNKNOWN != 0;
+    observed.unsearched |= state.unsearched != 0;
+}
+
+/// An edge without its namespace.
+fn destination(key: &EdgeKey) -> (Addr, u32, u16) {
+    (key.addr, key.uid, key.port)
 }
 
 /// Adds the names that the address of an edge had at a time.
@@ -405,6 +441,7 @@ mod tests {
     use sidescope_common::{event_kind, head_format};
 
     use super::*;
+    use crate::losses::CauseNames;
 
     fn key(port: u16) -> EdgeKey {
         EdgeKey { netns: 1, addr: [0; 16], uid: 0, port, reserved: 0 }
@@ -424,15 +461,24 @@ mod tests {
         }
     }
 
-    fn state(connects: u64, flags: u16) -> EdgeState {
-        EdgeState { first_ns: 1, last_ns: 2, connects, settled_tick: 0, window: 0, heads: 0, flags }
+    fn state(connects: u64, flags: u8) -> EdgeState {
+        EdgeState {
+            first_ns: 1,
+            last_ns: 2,
+            connects,
+            settled_tick: 0,
+            window: 0,
+            heads: 0,
+            flags,
+            unsearched: 0,
+        }
     }
 
     #[test]
     fn an_edge_whose_event_was_lost_comes_in_by_the_sweep() {
         let mut collector = Collector::default();
         collector.edge(&EdgeEvent { kind: event_kind::EDGE, reserved: 0, time_ns: 0, key: key(1) });
-        collector.sweep([(key(1), state(5, 0)), (key(2), state(3, edge_flags::UNREPORTED))]);
+        collector.sweep([(key(1), state(5, 0)), (key(2), state(3, 0))]);
         let connects: BTreeMap<u16, u64> =
             collector.edges().iter().map(|(key, observed)| (key.port, observed.connects)).collect();
         assert_eq!(connects, BTreeMap::from([(1, 5), (2, 3)]));
@@ -462,6 +508,18 @@ mod tests {
     }
 
     #[test]
+    fn an_edge_has_connections_without_a_search_as_the_set_says() {
+        let mut collector = Collector::default();
+        collector.sweep([(key(1), state(5, 0)), (key(2), EdgeState { unsearched: 1, ..state(5, 0) })]);
+        for port in [1, 2, 3] {
+            assert_eq!(collector.is_unsearched(Some(1), &key(port)), port == 2);
+            let elsewhere = EdgeKey { netns: 9, ..key(port) };
+            assert!(!collector.is_unsearched(Some(9), &elsewhere));
+            assert_eq!(collector.is_unsearched(None, &elsewhere), port == 2, "whose it is cannot be told");
+        }
+    }
+
+    #[test]
     fn what_cannot_be_read_marks_its_edge_and_is_counted() {
         let mut collector = Collector::default();
         collector.head(&head(1, 1), b"GET / HTTP/1.1\r\nHost: a b\r\n\r\n");
@@ -476,6 +534,9 @@ mod tests {
             .map(|(key, _)| key.port)
             .collect();
         assert_eq!(unknown, BTreeSet::from([1, 2, 4]));
+        let causes = CauseNames::from(["headMalformed", "headMissingPiece"]);
+        assert_eq!(collector.hit().namespaces(), &BTreeMap::from([(1, causes)]));
+        assert!(collector.hit().everywhere().is_empty());
         assert_eq!(
             collector.losses(),
             BTreeMap::from([
@@ -647,7 +708,7 @@ mod tests {
     fn proxies_are_bounded_and_what_is_beyond_is_counted() {
         let mut collector = Collector::default();
         let news = (0..MAX_PROXIES as u64 + 3).filter(|netns| collector.leave_out(Some(*netns), 5)).count();
-        collector.too_many_proxies();
+        collector.too_many_proxies(None);
         assert_eq!(news, MAX_PROXIES);
         assert_eq!(collector.losses(), BTreeMap::from([(Loss::TooManyProxies, 4)]));
     }

@@ -67,6 +67,9 @@ pub struct Part {
     pub addresses: BTreeSet<IpAddr>,
     /// Its outgoing sockets, at most [`PART_SOCKETS`].
     pub sockets: Vec<Socket>,
+    /// Not all its sockets could be listed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unlisted: bool,
     /// Where the kernel does not tell cookies: ids of the cgroups whose processes live in this namespace and in no other.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub cgroups: BTreeSet<u64>,
@@ -182,9 +185,13 @@ pub fn look(cgroup: &Path, what: What, mut emit: impl FnMut(Part) -> ControlFlow
             match outgoing_sockets() {
                 Ok(found) => {
                     summary.sockets_beyond += found.beyond;
+                    part.unlisted = found.beyond > 0;
                     sockets = found.sockets;
                 }
-                Err(err) => summary.fail(&path, "list the sockets of", &err),
+                Err(err) => {
+                    part.unlisted = true;
+                    summary.fail(&path, "list the sockets of", &err);
+                }
             }
         }
         summary.sockets += sockets.len() as u64;

@@ -138,6 +138,11 @@ impl Observing<'_> {
         let mut graph = attribute(self.index, &flows, &self.watched());
         graph.unattributed = unattributed;
         graph.losses = self.watch.losses()?;
+        let (mut losses, anyone) = self.watch.sources.losses(self.index, &self.watch.hit()?);
+        for node in &mut graph.workloads {
+            node.losses = losses.remove(&node.workload).unwrap_or_default();
+            node.losses.extend(anyone.iter().cloned());
+        }
         let cgroup = self.watch.cgroup.display();
         if graph.workloads.is_empty() {
             warn!(
@@ -150,7 +155,10 @@ impl Observing<'_> {
         }
         for (cause, count) in &graph.losses {
             let remedy = remedy(cause);
-            warn!(%cause, count, remedy, "not all could be seen: graph.json counts it, and marks the edges as far as they are known");
+            warn!(
+                %cause, count, remedy,
+                "not all could be seen: graph.json counts it, and marks the workloads and edges that it has hit"
+            );
         }
         Ok(graph)
     }

@@ -16,16 +16,22 @@ mod proxies;
 mod records;
 mod told;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::time::Duration;
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
-use sidescope_common::{Counter, EdgeKey, EdgeState, HostKey, SourceAddr, SourceKey, names};
+use nix::errno::Errno;
+use sidescope_common::{
+    ALL_NAMESPACES, Causes, Counter, EdgeKey, EdgeState, HostKey, SourceAddr, SourceKey, names,
+};
 use tokio::io::unix::AsyncFd;
 use tokio::time::timeout;
 
 pub use error::ProbeError;
+use forget::remove;
 pub use kernel::now_ns;
+use kernel::{BPF_NOEXIST, errno};
 pub use namespaces::{netns_cookie, user_namespace};
 use older::Older;
 pub use programs::RunTime;
@@ -72,12 +78,15 @@ pub struct Probes {
     cgroups: HashMap<MapData, u64, u64>,
     proxy_uids: HashMap<MapData, u32, u64>,
     counters: PerCpuArray<MapData, u64>,
+    losses: HashMap<MapData, u64, Causes>,
     /// What programs counted whose maps are gone.
     earlier: Counts,
     /// What the agents before this one have told of the counters.
     before: Counts,
     /// None where nobody goes on with them.
     told: Option<Array<MapData, u64>>,
+    /// Whom the losses have hit that earlier programs counted.
+    earlier_losses: BTreeMap<u64, Causes>,
     older: Older,
     ring: AsyncFd<RingBuf<MapData>>,
 }
@@ -120,6 +129,11 @@ impl Probes {
         for uid in &settings.proxy_uids {
             proxy_uids.insert(uid, 0, 0).map_err(map_error(names::PROXY_UIDS))?;
         }
+        let mut losses: HashMap<MapData, u64, Causes> = typed(map(names::LOSSES)?, names::LOSSES)?;
+        match losses.insert(ALL_NAMESPACES, Causes::default(), BPF_NOEXIST) {
+            Err(err) if errno(&err) != Some(Errno::EEXIST) => return Err(map_error(names::LOSSES)(err)),
+            _ => {}
+        }
         let ring = typed(map(names::EVENTS)?, names::EVENTS)?;
         Ok(Self {
             programs: None,
@@ -129,9 +143,11 @@ impl Probes {
             cgroups: typed(map(names::CGROUPS)?, names::CGROUPS)?,
             proxy_uids,
             counters: typed(map(names::COUNTERS)?, names::COUNTERS)?,
+            losses,
             earlier: Counts::default(),
             before: Counts::default(),
             told: None,
+            earlier_losses: BTreeMap::new(),
             older: Older::open(map)?,
             // SAFETY: the ring owns its descriptor and keeps it open and the same for as long as it lives.
             ring: unsafe { AsyncFd::register(ring) }.map_err(|err| ProbeError::Wait(err.into()))?,
@@ -200,8 +216,8 @@ impl Probes {
         drain(self.ring.get_mut(), usize::MAX, handle);
     }
 
-    /// Tells the programs of a connection from before them, by the cookie of its socket: its edge comes into the set, and the hosts
-    /// of its requests are looked for. False: there is no room.
+    /// Tells the programs of a connection that has no search, by the cookie of its socket: its edge comes into the set, and the
+    /// hosts of its requests are looked for. One that has a search goes on with that. False: there is no room.
     ///
     /// # Errors
     /// When the kernel refuses to write the maps.
@@ -209,19 +225,19 @@ impl Probes {
         self.older.add(&mut self.edges, socket, edge)
     }
 
-    /// Such connections were closed; `any`: whether others may still be open.
+    /// Such connections were closed.
     ///
     /// # Errors
     /// When the kernel refuses to write the maps.
-    pub fn forget_older(&mut self, sockets: &[u64], any: bool) -> Result<(), ProbeError> {
-        self.older.forget(sockets, any)
+    pub fn forget_older(&mut self, sockets: &[u64]) -> Result<(), ProbeError> {
+        self.older.forget(sockets)
     }
 
-    /// Sockets that the programs were told of as connections from before them.
+    /// Sockets that the programs were told of, each with its network namespace.
     ///
     /// # Errors
     /// When the kernel refuses to read the map.
-    pub fn older(&self) -> Result<Vec<u64>, ProbeError> {
+    pub fn older(&self) -> Result<Vec<(u64, u64)>, ProbeError> {
         self.older.sockets()
     }
 
@@ -232,8 +248,7 @@ impl Probes {
     pub fn forget_hosts(&mut self) -> Result<(), ProbeError> {
         let hosts: Result<Vec<HostKey>, _> = self.hosts.keys().collect();
         for host in hosts.map_err(map_error(names::HOSTS))? {
-            // The programs may have replaced it by another one meanwhile.
-            forget::remove(&mut self.hosts, &host, names::HOSTS)?;
+            remove(&mut self.hosts, &host, names::HOSTS)?;
         }
         Ok(())
     }
@@ -260,6 +275,17 @@ impl Probes {
     /// When the kernel refuses to read the map.
     pub fn cgroups(&self) -> Result<Vec<(u64, u64)>, ProbeError> {
         entries(&self.cgroups, names::CGROUPS)
+    }
+
+    /// Which losses have hit which network namespaces, or all of them, since the programs were loaded or those that they have
+    /// replaced.
+    ///
+    /// # Errors
+    /// When the kernel refuses to read the map.
+    pub fn losses(&self) -> Result<Vec<(u64, Causes)>, ProbeError> {
+        let mut losses = entries(&self.losses, names::LOSSES)?;
+        losses.extend(self.earlier_losses.iter().map(|(netns, causes)| (*netns, *causes)));
+        Ok(losses)
     }
 
     /// What the kernel counted, summed over all CPUs, and by programs that these have replaced; of losses, what no agent before this one

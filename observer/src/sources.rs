@@ -9,6 +9,7 @@ use sidescope_common::EdgeKey;
 
 use crate::attribute::Flow;
 use crate::collect::{Observed, address};
+use crate::losses::{CauseNames, Hit};
 use crate::mesh_index::{MeshIndex, PodAt};
 use crate::model::graph::Unattributed;
 use crate::model::mesh::PodRef;
@@ -231,6 +232,27 @@ impl Sources {
         pods.into_iter().map(|(workload, pods)| (workload.clone(), pods.len())).collect()
     }
 
+    /// Which losses have hit each workload, and which may have hit any: those of a namespace that may be anybody's.
+    pub fn losses(
+        &self,
+        index: &MeshIndex<'_>,
+        hit: &Hit,
+    ) -> (BTreeMap<WorkloadRef, BTreeSet<String>>, BTreeSet<String>) {
+        let mut known: BTreeMap<WorkloadRef, BTreeSet<String>> = BTreeMap::new();
+        let names = |causes: &CauseNames| causes.iter().map(|cause| (*cause).to_owned()).collect::<Vec<_>>();
+        let mut anyone: BTreeSet<String> = names(hit.everywhere()).into_iter().collect();
+        for (netns, causes) in hit.namespaces() {
+            match self.workload(index, *netns) {
+                Owner::Workload(workload) => {
+                    known.entry(workload.clone()).or_default().extend(names(causes));
+                }
+                Owner::Unknown | Owner::Ambiguous => anyone.extend(names(causes)),
+                Owner::Foreign => {}
+            }
+        }
+        (known, anyone)
+    }
+
     fn workload<'a>(&self, index: &MeshIndex<'a>, netns: u64) -> Owner<'a> {
         let Some(addresses) = self.addresses(netns) else {
             return Owner::Unknown;
@@ -408,6 +430,26 @@ mod tests {
         assert!(sources.scanned(Name::Cookie(0), BTreeSet::new(), false), "one that is known");
         let homes = (0..MAX_NAMESPACES as u64 + 3).filter(|cgroup| sources.add_home(*cgroup, 0)).count();
         assert_eq!(homes, MAX_NAMESPACES);
+    }
+
+    #[test]
+    fn a_loss_is_that_of_the_workload_whose_namespace_it_has_hit() {
+        let objects = [deployment("web", "v1", "10.0.0.1"), deployment("api", "v1", "10.0.0.2")];
+        let mesh = mesh(&objects.concat());
+        let mut sources = Sources::default();
+        for (netns, address) in [(1, "10.0.0.1"), (2, "10.0.0.2"), (3, "198.51.100.1")] {
+            assert!(sources.scanned(Name::Cookie(netns), BTreeSet::from([address.parse().unwrap()]), true));
+        }
+        let mut hit = Hit::default();
+        hit.note(Some(1), "edgesFull");
+        hit.note(Some(3), "headBudget");
+        let of = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
+        let web = || workload("default/Deployment/web-v1");
+        let known = BTreeMap::from([(web(), of(&["edgesFull"]))]);
+        assert_eq!(sources.losses(&MeshIndex::new(&mesh), &hit), (known.clone(), of(&[])), "3 is nobody's");
+        hit.note(Some(4), "dnsBudget");
+        hit.note(None, "agentKilled");
+        assert_eq!(sources.losses(&MeshIndex::new(&mesh), &hit), (known, of(&["agentKilled", "dnsBudget"])));
     }
 
     #[test]

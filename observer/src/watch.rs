@@ -12,8 +12,9 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use crate::collect::{Collector, address};
 use crate::living::Living;
+use crate::losses::Hit;
 use crate::namespaces::Part;
-use crate::older::Older;
+use crate::older::{Older, Sight};
 use crate::probes::{Event, Malformed, ProbeError, Probes, Settings, now_ns};
 use crate::scan::{By, Found, ScanError, What};
 use crate::sockets::Socket;
@@ -221,34 +222,46 @@ impl Watch {
             if news || sweep {
                 self.take_sources()?;
             }
-        } else {
-            self.scan_if_due(news);
+            return Ok(());
         }
-        Ok(())
+        self.scan_if_due(news)
     }
 
-    fn scan_if_due(&mut self, addresses: bool) {
+    /// Lists sockets so often from here on, and once at once. For tests.
+    pub fn list_sockets_every(&mut self, interval: Duration) {
+        self.scans.list_sockets_every(interval, Instant::now());
+    }
+
+    fn scan_if_due(&mut self, addresses: bool) -> Result<(), ProbeError> {
+        // Which edges have connections without a search must be known when the sockets come.
+        if self.scans.are_sockets_due(Instant::now()) {
+            self.sweep()?;
+        }
         let was_under_way = self.scans.under_way();
         self.scans.start_if_due(addresses, Instant::now());
         if !was_under_way && self.scans.under_way() {
             self.living.begin(now_ns());
         }
+        Ok(())
     }
 
     /// Takes over what a scan found.
     fn take(&mut self, what: What, found: Result<Found, ScanError>) -> Result<(), ProbeError> {
         let whole = match found {
-            Ok(Found::Part(part)) => return self.take_part(part),
+            Ok(Found::Part(part)) => return self.take_part(what, part),
             Ok(Found::End(summary)) => {
                 self.collector.unlisted(summary.sockets_beyond);
                 if what == What::Sockets {
-                    let closed = self.older.end(summary.failed == 0 && summary.sockets_beyond == 0);
-                    self.probes.forget_older(&closed, self.older.any())?;
+                    let closed = self.older.end(summary.failed > 0);
+                    self.probes.forget_older(&closed)?;
                 }
                 self.scans.ended(what, &summary);
                 summary.failed == 0
             }
             Err(reason) => {
+                if what == What::Sockets {
+                    self.older.cut_short();
+                }
                 self.scans.failed(&reason, Instant::now());
                 false
             }
@@ -279,9 +292,9 @@ impl Watch {
         Ok(())
     }
 
-    fn take_part(&mut self, part: Part) -> Result<(), ProbeError> {
+    fn take_part(&mut self, what: What, part: Part) -> Result<(), ProbeError> {
         let cookie = part.cookie();
-        let Part { netns, watched, addresses, sockets, cgroups, users } = part;
+        let Part { netns, watched, addresses, sockets, unlisted, cgroups, users } = part;
         let name = cookie.map_or(Name::Reused(netns), Name::Cookie);
         let now = now_ns();
         // Later parts have more sockets and nothing else.
@@ -297,7 +310,9 @@ impl Watch {
                 self.collector.too_many_namespaces();
             }
         }
-        self.older.namespace(netns);
+        if what == What::Sockets {
+            self.older.namespace(netns, !unlisted);
+        }
         let users = users.unwrap_or_default();
         let uids = match cookie {
             Some(_) => users.of_pod(&self.proxy_uids),
@@ -308,28 +323,37 @@ impl Watch {
             if self.collector.leave_out(cookie, uid) {
                 self.proxies_are_news = true;
                 if !self.probes.add_proxy_uid(cookie, uid)? {
-                    self.collector.too_many_proxies();
+                    self.collector.too_many_proxies(cookie);
                 }
             }
         }
         for socket in &sockets {
-            self.take_existing(netns, socket, now)?;
+            self.take_existing(netns, cookie, socket, now)?;
         }
         Ok(())
     }
 
     /// Takes over a connection that is open now.
-    fn take_existing(&mut self, netns: u64, socket: &Socket, now: u64) -> Result<(), ProbeError> {
+    fn take_existing(
+        &mut self,
+        netns: u64,
+        cookie: Option<u64>,
+        socket: &Socket,
+        now: u64,
+    ) -> Result<(), ProbeError> {
         if self.proxy_uids.contains(&socket.uid) {
             return Ok(());
         }
         let Some(edge) = self.collector.existing(netns, socket, now) else { return Ok(()) };
-        if !self.older.is_news(netns, socket.cookie) {
-            return Ok(());
+        match self.older.sight(netns, socket.cookie, self.collector.is_unsearched(cookie, &edge)) {
+            Sight::Fine => return Ok(()),
+            Sight::Tell if self.probes.add_older(socket.cookie, &edge)? => {
+                self.older.told(netns, socket.cookie);
+                return Ok(());
+            }
+            Sight::Tell | Sight::NoRoom => {}
         }
-        if self.probes.add_older(socket.cookie, &edge)? {
-            self.older.told(socket.cookie);
-        } else {
+        if self.older.refused(netns, socket.cookie) {
             self.collector.unwatched(&edge);
         }
         Ok(())
@@ -350,8 +374,20 @@ impl Watch {
     /// When the kernel refuses to write its maps.
     pub async fn last_scan(&mut self) -> Result<(), ProbeError> {
         self.end_scan().await?;
-        self.scans.start_if_due(true, Instant::now());
+        self.scan_if_due(true)?;
         self.end_scan().await
+    }
+
+    /// Which network namespaces the losses have hit.
+    ///
+    /// # Errors
+    /// When the kernel refuses to read its map.
+    pub fn hit(&self) -> Result<Hit, ProbeError> {
+        let mut hit = self.collector.hit().clone();
+        for (netns, causes) in self.probes.losses()? {
+            hit.note_causes(netns, &causes);
+        }
+        Ok(hit)
     }
 
     /// What was lost, in the kernel and here; only causes that occurred.

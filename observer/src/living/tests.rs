@@ -11,8 +11,16 @@ fn key(netns: u64, port: u16) -> EdgeKey {
 
 /// An edge with its last connect at a time.
 fn used(netns: u64, port: u16, last_ns: u64) -> (EdgeKey, EdgeState) {
-    let state =
-        EdgeState { first_ns: last_ns, last_ns, connects: 1, settled_tick: 0, window: 0, heads: 0, flags: 0 };
+    let state = EdgeState {
+        first_ns: last_ns,
+        last_ns,
+        connects: 1,
+        settled_tick: 0,
+        window: 0,
+        heads: 0,
+        flags: 0,
+        unsearched: 0,
+    };
     (key(netns, port), state)
 }
 

@@ -30,6 +30,8 @@ impl Probes {
                 remove(&mut self.sources, &key, names::SOURCES)?;
             }
             remove(&mut self.cgroups, netns, names::CGROUPS)?;
+            remove(&mut self.losses, netns, names::LOSSES)?;
+            self.earlier_losses.remove(netns);
         }
         for (uid, netns) in entries(&self.proxy_uids, names::PROXY_UIDS)? {
             if gone.contains(&netns) {

@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
 use nix::errno::Errno;
-use sidescope_common::{Counter, EdgeKey, EdgeState, HeadEvent, SourceAddr, SourceKey, names};
+use sidescope_common::{
+    ALL_NAMESPACES, Causes, Counter, EdgeKey, EdgeState, HeadEvent, SourceAddr, SourceKey, names,
+};
 
 use super::kernel::{BPF_NOEXIST, errno};
 use super::pins::{Kind, Mark, PinError, entries_of, kind_of, remove_links};
@@ -102,6 +104,12 @@ impl Other {
                 .and_then(|counters| into.add_counters(&counters, &self.told()))
                 .unwrap_or_else(&mut failed);
         }
+        // Where an earlier build did not note whom they hit, losses may have hit anyone.
+        if left.iter().any(|(name, _)| name == names::LOSSES) {
+            self.map(names::LOSSES).and_then(|losses| into.add_losses(&losses)).unwrap_or_else(&mut failed);
+        } else {
+            into.note_earlier(ALL_NAMESPACES, into.earlier_causes())?;
+        }
         if in_use(names::EDGES) {
             match self.map(names::EDGES) {
                 Ok(edges) => (drained.moved, drained.kept) = into.add_edges(&edges)?,
@@ -186,6 +194,39 @@ impl Probes {
         for ((earlier, told), values) in self.earlier.iter_mut().zip(told).zip(counters.iter()) {
             let counted: u64 = values.map_err(map_error(names::COUNTERS))?.iter().sum();
             *earlier += counted.saturating_sub(*told);
+        }
+        Ok(())
+    }
+
+    /// Causes that programs have counted whose maps are gone.
+    fn earlier_causes(&self) -> Causes {
+        let mut causes = Causes::default();
+        for counter in Counter::ALL {
+            causes[counter as usize] = u8::from(self.earlier[counter as usize] > 0);
+        }
+        causes
+    }
+
+    /// Takes over whom losses have hit.
+    fn add_losses(&mut self, losses: &HashMap<MapData, u64, Causes>) -> Result<(), ProbeError> {
+        for entry in losses.iter() {
+            let (netns, causes) = entry.map_err(map_error(names::LOSSES))?;
+            self.note_earlier(netns, causes)?;
+        }
+        Ok(())
+    }
+
+    /// In the own map, where the next agent finds it, and, because the programs write there meanwhile, in memory.
+    fn note_earlier(&mut self, netns: u64, causes: Causes) -> Result<(), ProbeError> {
+        match self.losses.insert(netns, causes, BPF_NOEXIST) {
+            Err(err) if errno(&err) != Some(Errno::EEXIST) && !is_full(&err) => {
+                return Err(map_error(names::LOSSES)(err));
+            }
+            _ => {}
+        }
+        let known = self.earlier_losses.entry(netns).or_default();
+        for (known, new) in known.iter_mut().zip(causes) {
+            *known |= new;
         }
         Ok(())
     }

@@ -27,15 +27,16 @@ use folder::{Held, make_dir, root_in};
 pub(super) use folder::{Kind, entries_of, kind_of};
 
 /// All maps that programs share. The edge set is the first to go: where it is missing, it was read.
-const MAPS: [&str; 13] = [
+const MAPS: [&str; 14] = [
     names::EDGES,
     names::EVENTS,
     names::COUNTERS,
+    names::LOSSES,
     names::HOSTS,
     names::SOURCES,
     names::CGROUPS,
     names::OLDER,
-    names::ANY_OLDER,
+    names::OLDER_PORTS,
     names::PROXY_UIDS,
     names::PARTS,
     names::SCRATCH,

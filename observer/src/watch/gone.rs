@@ -70,7 +70,7 @@ impl Watch {
         if beyond > self.beyond && is_due && !self.scans.under_way() {
             self.beyond = beyond;
             self.full_scanned = Some(Instant::now());
-            self.scan_if_due(true);
+            self.scan_if_due(true)?;
         }
         Ok(())
     }

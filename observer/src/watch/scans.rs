@@ -26,6 +26,7 @@ pub(super) struct Scans {
     cgroup: PathBuf,
     running: Option<(What, Running)>,
     sockets_due: Instant,
+    sockets_every: Duration,
     /// Namespaces whose addresses were asked for; those of an ended one will never be known. Bounded as the edges are.
     looked_for: HashSet<u64>,
     /// What was wrong with the last scan.
@@ -43,7 +44,15 @@ impl Scans {
             );
         }
         let looked_for = HashSet::new();
-        Self { by, cgroup, running: None, sockets_due: now, looked_for, trouble: None }
+        Self {
+            by,
+            cgroup,
+            running: None,
+            sockets_due: now,
+            sockets_every: SOCKETS_EVERY,
+            looked_for,
+            trouble: None,
+        }
     }
 
     /// Whether there are none.
@@ -62,15 +71,25 @@ impl Scans {
         self.looked_for.remove(&netns);
     }
 
+    /// Lists sockets so often from here on, and once at once.
+    pub(super) fn list_sockets_every(&mut self, interval: Duration, now: Instant) {
+        (self.sockets_every, self.sockets_due) = (interval, now);
+    }
+
+    /// Whether the next scan lists sockets, and may start now.
+    pub(super) fn are_sockets_due(&self, now: Instant) -> bool {
+        self.running.is_none() && now >= self.sockets_due
+    }
+
     /// Starts a scan if it is time for the sockets or if `addresses` are wanted, and none is under way.
     pub(super) fn start_if_due(&mut self, addresses: bool, now: Instant) {
-        let sockets = now >= self.sockets_due;
+        let sockets = self.are_sockets_due(now);
         if self.running.is_some() || !(sockets || addresses) {
             return;
         }
         let what = if sockets { What::Sockets } else { What::Addresses };
         if sockets {
-            self.sockets_due = now + SOCKETS_EVERY;
+            self.sockets_due = now + self.sockets_every;
         }
         match self.by.start(&self.cgroup, what) {
             Ok(running) => self.running = running.map(|running| (what, running)),

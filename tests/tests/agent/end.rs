@@ -29,7 +29,7 @@ fn a_purge_leaves_nothing_and_does_nothing_where_nothing_is() -> Result<()> {
     scene.drained(&second)?;
     let objects = scene.bpffs.objects(&pods)?;
     assert_eq!(objects.links.len(), HOOKS);
-    assert!(objects.programs.len() > HOOKS && objects.maps.len() >= 13, "{objects:?}");
+    assert!(objects.programs.len() > HOOKS && objects.maps.len() >= 14, "{objects:?}");
     old.gone()?;
     second.process.kill();
     fs::create_dir(&kept)?;

@@ -7,6 +7,7 @@ mod end;
 mod fixture;
 mod gone;
 mod layouts;
+mod losses;
 mod owners;
 mod pinned;
 mod restart;

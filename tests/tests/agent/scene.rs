@@ -36,7 +36,9 @@ impl Scene {
         let bpffs = Bpffs::of(&bed)?;
         let (client, server) = (bed.add_pod("client")?, bed.add_pod("server")?);
         // Refused at once and on the spot, however many there are.
-        client.unroute("203.0.113.0/24")?;
+        for pod in [&client, &server] {
+            pod.unroute("203.0.113.0/24")?;
+        }
         let sink = server.spawn(&Cmd::new(TESTBED).args(["sink", "80"]))?;
         server.wait_listening(80, &sink, SOON)?;
         Ok(Self { bed, client, server, bpffs })
@@ -86,8 +88,12 @@ impl Scene {
 
     /// A connect that comes to nothing, to a destination of its own.
     pub(crate) fn connect(&self, number: u8) -> Result<SocketAddr> {
+        self.connect_from(&self.client, number)
+    }
+
+    pub(crate) fn connect_from(&self, host: &Host, number: u8) -> Result<SocketAddr> {
         let address = Ipv4Addr::new(203, 0, 113, number);
-        assert_eq!(dial(&self.client, "blocking", address)?, "EHOSTUNREACH");
+        assert_eq!(dial(host, "blocking", address)?, "EHOSTUNREACH");
         Ok(port_80(address))
     }
 
@@ -138,7 +144,7 @@ pub(crate) struct Agent {
 }
 
 impl Agent {
-    fn lines(&self) -> Result<Vec<Value>> {
+    pub(crate) fn lines(&self) -> Result<Vec<Value>> {
         let log = self.process.log()?;
         // The last line may be half there.
         let whole = log.rsplit_once('\n').map_or("", |(whole, _)| whole);

@@ -29,6 +29,7 @@ const MODULES: &[(&str, Layer)] = &[
     ("inventory", Layer::Pure),
     ("living", Layer::Pure),
     ("mesh_index", Layer::Pure),
+    ("losses", Layer::Pure),
     ("older", Layer::Pure),
     ("plan", Layer::Pure),
     ("proxy_protocol", Layer::Pure),
