@@ -172,8 +172,6 @@ impl<'p> Running<'p> {
     }
 
     async fn until_told(&mut self, stop: &mut Stop) -> anyhow::Result<()> {
-        // Before their edges come in.
-        self.watch.leave_out_known()?;
         self.take_all()?;
         let edges = self.watch.collector.edges().len();
         let (cgroup, layout) = (self.watch.cgroup.display(), &self.layout.name);
@@ -191,13 +189,14 @@ impl<'p> Running<'p> {
     fn tick(&mut self) -> anyhow::Result<()> {
         self.pins.check(&self.layout)?;
         self.read_rings();
+        self.drain_if_due()?;
         self.report(Which::Tellable)?;
         self.forget()?;
         if !self.listed && self.watch.older.is_complete() {
             self.layout.mark(Mark::Listed)?;
             self.listed = true;
         }
-        self.drain_if_due()
+        Ok(())
     }
 
     /// Reads what other layouts have recorded. Their programs stay attached.
@@ -211,6 +210,8 @@ impl<'p> Running<'p> {
     /// Reads all that there is.
     fn take_all(&mut self) -> Result<(), ProbeError> {
         self.read_rings();
+        let known = self.others.iter().flat_map(Other::proxies);
+        self.watch.leave_out_known(known)?;
         if !self.others.is_empty() {
             self.watch.collector.elsewhere(self.others.iter().flat_map(Other::edges));
         }
@@ -238,7 +239,7 @@ impl<'p> Running<'p> {
         for other in &self.others {
             kept.append(&mut drain(other, &mut self.watch)?);
         }
-        self.watch.leave_out_known()?;
+        self.watch.leave_out_known([])?;
         self.watch.collector.elsewhere(kept);
         self.watch.take_all()?;
         // Once it is removed, nobody else can tell.

@@ -10,7 +10,7 @@ use sidescope_common::{Addr, DnsEvent, EdgeEvent, EdgeKey, EdgeState, HeadEvent,
 
 use crate::answers::Answers;
 use crate::heads::{Heads, Outcome, Unreadable};
-use crate::losses::Hit;
+use crate::losses::{Hit, Loss};
 use crate::model::names::Host;
 use crate::sockets::Socket;
 
@@ -48,56 +48,6 @@ pub struct Observed {
     pub existing: bool,
     /// Some connection of it has no search for hosts in the kernel, unless that was told of it.
     pub unsearched: bool,
-}
-
-/// What user space could not make use of, by cause.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Loss {
-    /// A request head; see [`Unreadable`].
-    Head(Unreadable),
-    /// A host beyond [`MAX_HOSTS_PER_EDGE`].
-    TooManyHosts,
-    /// A record of the kernel that user space does not understand.
-    MalformedRecord,
-    /// DNS answers that could not be read, or not be kept.
-    DnsAnswer,
-    /// A connection that was open before, beyond [`MAX_EXISTING`] or beyond what is listed of one namespace.
-    TooManyExisting,
-    /// A connection of which the kernel programs could not be told: open before, or open for long and perhaps without a search.
-    UnwatchedExisting,
-    /// A proxy in a user namespace of its own, beyond what the kernel's map holds (its connections take room in the edge set) or
-    /// beyond [`MAX_PROXIES`] (they count as its workload's).
-    TooManyProxies,
-    /// A network namespace, or a cgroup, beyond [`MAX_NAMESPACES`](crate::sources::MAX_NAMESPACES): its pod is not known.
-    TooManyNamespaces,
-    /// The agent before this one was killed: hosts and names that it had read and not reported are gone, unless they come again.
-    AgentKilled,
-    /// What an agent of another version had recorded cannot be read.
-    UnreadableLayout,
-    /// Another layout's programs came off before all open connections were listed: requests on those that were not may be missed.
-    UnlistedAtChange,
-}
-
-impl Loss {
-    /// Its name in `graph.json` and in logs.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Head(Unreadable::MissingPiece) => "headMissingPiece",
-            Self::Head(Unreadable::TooLong) => "headTooLong",
-            Self::Head(Unreadable::Malformed) => "headMalformed",
-            Self::Head(Unreadable::Crowded) => "headsCrowded",
-            Self::TooManyHosts => "tooManyHosts",
-            Self::MalformedRecord => "malformedRecord",
-            Self::DnsAnswer => "dnsAnswer",
-            Self::TooManyExisting => "tooManyExisting",
-            Self::UnwatchedExisting => "unwatchedExisting",
-            Self::TooManyProxies => "tooManyProxies",
-            Self::TooManyNamespaces => "tooManyNamespaces",
-            Self::AgentKilled => "agentKilled",
-            Self::UnreadableLayout => "unreadableLayout",
-            Self::UnlistedAtChange => "unlistedAtChange",
-        }
-    }
 }
 
 /// What a request told.

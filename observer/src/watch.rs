@@ -5,9 +5,7 @@ use std::mem;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
 use sidescope_common::{Counter, EdgeKey, EdgeState};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use crate::collect::{Collector, address};
@@ -22,8 +20,10 @@ use crate::sources::{Name, Sources};
 
 mod gone;
 mod scans;
+mod stop;
 
 use scans::Scans;
+pub use stop::{Failure, Stop};
 
 /// How often it is looked whether events were lost, or namespaces came that are not known.
 const TICK: Duration = Duration::from_secs(1);
@@ -31,43 +31,6 @@ const TICK: Duration = Duration::from_secs(1);
 const SWEEP_EVERY: Duration = Duration::from_secs(30);
 /// Records that are taken before timers and signals get a turn.
 const DRAIN_LIMIT: usize = 4096;
-
-/// Why a command ended with an error.
-#[derive(Debug, thiserror::Error)]
-pub enum Failure {
-    /// Something that the user gave, or the machine, does not allow it: nothing was watched.
-    #[error(transparent)]
-    Setup(anyhow::Error),
-    /// It failed while it watched, or when it told the results.
-    #[error(transparent)]
-    Run(anyhow::Error),
-}
-
-/// The signals that end the watch.
-pub struct Stop {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Stop {
-    /// From here on these signals no longer end the process.
-    ///
-    /// # Errors
-    /// When the system does not let it listen.
-    pub fn new() -> anyhow::Result<Self> {
-        let terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
-        let interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
-        Ok(Self { terminate, interrupt })
-    }
-
-    /// Waits for one of them.
-    pub async fn told(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
-}
 
 /// What has happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -187,13 +150,16 @@ impl Watch {
         }
     }
 
-    /// Leaves out what the programs know to be a proxy's: an agent before this one has told them.
+    /// Leaves out what the programs, or `others`, know to be a proxy's: an agent before this one has told them.
     ///
     /// # Errors
     /// When the kernel refuses to read its map.
-    pub fn leave_out_known(&mut self) -> Result<(), ProbeError> {
+    pub fn leave_out_known(
+        &mut self,
+        others: impl IntoIterator<Item = (Option<u64>, u32)>,
+    ) -> Result<(), ProbeError> {
         let now = now_ns();
-        for (netns, uid) in self.probes.proxies()? {
+        for (netns, uid) in self.probes.proxies()?.into_iter().chain(others) {
             if netns.is_none() && self.proxy_uids.contains(&uid) {
                 continue;
             }

@@ -6,10 +6,10 @@ use sidescope_common::Counter;
 
 const EXPLAINED: &str = include_str!("../../docs/losses.md");
 /// Losses in user space; their names are the strings of one match, which the compiler keeps complete.
-const COLLECT: &str = include_str!("../src/collect.rs");
+const LOSSES: &str = include_str!("../src/losses.rs");
 
 fn causes() -> BTreeSet<&'static str> {
-    let (_, names) = COLLECT.split_once("impl Loss {").expect("causes have names");
+    let (_, names) = LOSSES.split_once("impl Loss {").expect("causes have names");
     let (names, _) = names.split_once("\n}").expect("an end of the names");
     let named = names.lines().filter_map(|line| line.split_once("=> \"")?.1.split_once('"'));
     let named: BTreeSet<_> = named.map(|(name, _)| name).collect();

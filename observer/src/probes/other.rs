@@ -11,6 +11,7 @@ use sidescope_common::{
 use super::kernel::{BPF_NOEXIST, errno};
 use super::pins::{Kind, Mark, PinError, entries_of, kind_of, remove_links};
 use super::programs::HOOKS;
+use super::proxies::in_map;
 use super::records::{Event, Malformed};
 use super::{ProbeError, Probes, drain, entries, layout, map_error, told, typed};
 
@@ -65,6 +66,14 @@ impl Other {
         self.map(names::EDGES).and_then(|edges| entries(&edges, names::EDGES)).unwrap_or_default()
     }
 
+    /// The proxies that its programs know, likewise.
+    pub fn proxies(&self) -> Vec<(Option<u64>, u32)> {
+        if !layout::is_readable(&self.name) {
+            return Vec::new();
+        }
+        self.map(names::PROXY_UIDS).and_then(|uids| in_map(&uids)).unwrap_or_default()
+    }
+
     /// Takes its programs off, hands the rest of its ring to `handle`, and moves its edges, its proxies, its sources and its counters
     /// over. The programs of `into` must be attached, and know the connections that are older: what these no longer see, the others
     /// do.
@@ -99,16 +108,18 @@ impl Other {
         if in_use(names::EVENTS) {
             self.take_ring(handle).unwrap_or_else(&mut failed);
         }
+        let mut counted = Causes::default();
         if in_use(names::COUNTERS) {
-            self.map(names::COUNTERS)
-                .and_then(|counters| into.add_counters(&counters, &self.told()))
-                .unwrap_or_else(&mut failed);
+            match self.map(names::COUNTERS) {
+                Ok(counters) => counted = into.add_counters(&counters, &self.told())?,
+                Err(err) => failed(err),
+            }
         }
         // Where an earlier build did not note whom they hit, losses may have hit anyone.
         if left.iter().any(|(name, _)| name == names::LOSSES) {
             self.map(names::LOSSES).and_then(|losses| into.add_losses(&losses)).unwrap_or_else(&mut failed);
         } else {
-            into.note_earlier(ALL_NAMESPACES, into.earlier_causes())?;
+            into.note_earlier(ALL_NAMESPACES, counted)?;
         }
         if in_use(names::EDGES) {
             match self.map(names::EDGES) {
@@ -185,26 +196,20 @@ pub(super) fn pinned(dir: &Path, name: &'static str) -> Result<Map, ProbeError> 
 }
 
 impl Probes {
-    /// Adds what other programs have counted and no agent has told. Those of an earlier build may count fewer causes.
+    /// Adds what other programs have counted and no agent has told, and returns which causes they have counted at all. Those of an
+    /// earlier build may count fewer of them.
     fn add_counters(
         &mut self,
         counters: &PerCpuArray<MapData, u64>,
         told: &told::Counts,
-    ) -> Result<(), ProbeError> {
-        for ((earlier, told), values) in self.earlier.iter_mut().zip(told).zip(counters.iter()) {
-            let counted: u64 = values.map_err(map_error(names::COUNTERS))?.iter().sum();
-            *earlier += counted.saturating_sub(*told);
-        }
-        Ok(())
-    }
-
-    /// Causes that programs have counted whose maps are gone.
-    fn earlier_causes(&self) -> Causes {
+    ) -> Result<Causes, ProbeError> {
         let mut causes = Causes::default();
-        for counter in Counter::ALL {
-            causes[counter as usize] = u8::from(self.earlier[counter as usize] > 0);
+        for (at, values) in counters.iter().enumerate().take(told.len()) {
+            let counted: u64 = values.map_err(map_error(names::COUNTERS))?.iter().sum();
+            self.earlier[at] += counted.saturating_sub(told[at]);
+            causes[at] = u8::from(counted > 0);
         }
-        causes
+        Ok(causes)
     }
 
     /// Takes over whom losses have hit.

@@ -192,6 +192,7 @@ fn what_an_agent_knew_of_proxies_the_next_one_knows() -> Result<()> {
         assert_eq!(edges(&scene)?.len(), 2);
         let second = scene.agent(more)?;
         second.tells(&[nowhere(2)])?;
+        scene.drained(&second)?;
         has_told_only_the_app(&second, nowhere(2), nowhere(1))?;
         assert!(edges(&scene)?.iter().all(|key| key.uid != FIRST + PROXY), "it still takes room");
         scene.bed.end()?;

@@ -112,8 +112,13 @@ fn another_layout_takes_over_whom_losses_have_hit() -> Result<()> {
 
         let next = scene.agent(&[])?;
         next.tells(&[scene.server_edge()])?;
-        let (of_it, of_all) = (incomplete(&next, &netns)?, incomplete(&next, &Value::Null)?);
+        scene.drained(&next)?;
         let told = json!(["packetUnreadable"]);
+        let (of_it, of_all) = wait_for("whom the loss has hit", SOON, || {
+            next.process.must_run()?;
+            let hit = (incomplete(&next, &netns)?, incomplete(&next, &Value::Null)?);
+            Ok((hit.0 == told || hit.1 == told).then_some(hit))
+        })?;
         assert_eq!((of_it == told, of_all == told), (knows_whom, !knows_whom), "{}", next.process.log()?);
         assert_eq!(next.edges()?[&scene.server_edge()]["hostUnknown"], true);
         scene.bed.end()?;
