@@ -45,10 +45,12 @@ pub mod names {
     pub const CGROUPS: &str = "CGROUPS";
     /// Hash uid -> cookie of the network namespace, or 0 for all: users whose connections are a proxy's own and no edge.
     pub const PROXY_UIDS: &str = "PROXY_UIDS";
-    /// Hash socket's cookie -> [`EdgeKey`](super::EdgeKey): connections from before the programs. Written by user space.
+    /// Hash socket's cookie -> [`EdgeKey`](super::EdgeKey): connections that have no search for hosts. Written by user space.
     pub const OLDER: &str = "OLDER";
-    /// Array of one `u32`: whether [`OLDER`] has entries. Written by user space.
-    pub const ANY_OLDER: &str = "ANY_OLDER";
+    /// Array of `u64`, a bit for each port: whether [`OLDER`] has connections to it. Written by user space.
+    pub const OLDER_PORTS: &str = "OLDER_PORTS";
+    /// Hash network namespace's cookie, or [`ALL_NAMESPACES`](super::ALL_NAMESPACES) -> [`Causes`](super::Causes): whom losses hit.
+    pub const LOSSES: &str = "LOSSES";
     /// Per-CPU array of `u64`, indexed by [`Counter`](super::Counter).
     pub const COUNTERS: &str = "COUNTERS";
     /// Program array: the parts of the egress program, by [`part`](super::part).
@@ -66,11 +68,15 @@ pub mod names {
 /// Edges that the default set holds: 136 bytes each with the kernel's own overhead, 4.25 MiB in all.
 pub const DEFAULT_EDGES: u32 = 32_768;
 /// Known hosts that the default LRU holds.
-pub const DEFAULT_HOSTS: u32 = 8_192;
+pub const DEFAULT_HOSTS: u32 = 6_144;
 /// Addresses and cgroups of network namespaces that the kernel keeps for user space: an address for each family.
 pub const MAX_SOURCES: u32 = 4_096;
-/// Connections from before the programs that the kernel can know.
-pub const MAX_OLDER: u32 = 16_384;
+/// Connections without a search that user space can tell the kernel of: those from before the programs, and long-lived ones.
+pub const MAX_OLDER: u32 = 10_240;
+/// Words of 64 bits that have one for each port.
+pub const PORT_WORDS: u32 = (1 << 16) / 64;
+/// Network namespaces that losses have hit. Those of the others count for [`ALL_NAMESPACES`], which has the last place of a full map.
+pub const MAX_HIT: u32 = 1_023;
 /// Proxy uids that can be told to the kernel: two in each of 500 pods with user namespaces of their own, and some.
 pub const MAX_PROXY_UIDS: u32 = 1_024;
 /// Default size of the ring buffer in bytes.
@@ -148,16 +154,16 @@ pub struct EdgeState {
     /// Heads sent to user space in this window.
     pub heads: u16,
     /// Bits of [`edge_flags`].
-    pub flags: u16,
+    pub flags: u8,
+    /// Not 0: some connection of this edge has no search for hosts on its socket, because it was not the first of its tick.
+    pub unsearched: u8,
 }
 const _: () = assert!(size_of::<EdgeState>() == 40);
 
-/// Bits of [`EdgeState::flags`].
+/// Bits of [`EdgeState::flags`]. There must never be two: CPUs that set them at once would lose one.
 pub mod edge_flags {
-    /// The ring was full when the edge was made: user space finds it by a sweep.
-    pub const UNREPORTED: u16 = 1;
     /// A request was seen whose host could not be handed on: the hosts of this edge are not complete.
-    pub const HOST_UNKNOWN: u16 = 2;
+    pub const HOST_UNKNOWN: u8 = 2;
 }
 
 /// One host of one edge, in the set of hosts that user space knows already.
@@ -276,6 +282,13 @@ pub struct DnsEvent {
 }
 const _: () = assert!(size_of::<DnsEvent>() == 40);
 
+/// Stands for every network namespace in [`names::LOSSES`], where it always has an entry. No namespace has this cookie.
+pub const ALL_NAMESPACES: u64 = 0;
+
+/// By [`Counter`], whether that loss has hit a network namespace. A byte for each: kernels before 5.12 have no atomic "or" for bits.
+pub type Causes = [u8; 16];
+const _: () = assert!(Counter::ALL.len() <= size_of::<Causes>());
+
 /// What is counted in the kernel; the index into the map [`names::COUNTERS`].
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -304,7 +317,7 @@ pub enum Counter {
     DnsBudget = 10,
     /// Packets of HTTP/1 that may hold more requests than are looked at: 17.
     Pipelined = 11,
-    /// Requests on connections from before the start that refer to what was sent then.
+    /// Requests that refer to what was sent on their connection before it was watched.
     BeforeStart = 12,
 }
 
@@ -349,6 +362,56 @@ impl Counter {
             Self::Pipelined => "pipelined",
             Self::BeforeStart => "headBeforeStart",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A hash as the kernel makes it: buckets, entries that the allocator rounds up where they are not made beforehand, and one more
+    /// for each CPU where they are.
+    fn hash(entries: u32, key: usize, value: usize, cpus: usize, is_preallocated: bool) -> usize {
+        let entry = 48 + key.next_multiple_of(8) + value.next_multiple_of(8);
+        let buckets = 16 * entries.next_power_of_two() as usize;
+        let entries = entries as usize;
+        buckets
+            + if is_preallocated { (entries + cpus) * entry } else { entries * entry.next_multiple_of(96) }
+    }
+
+    /// Bytes of all maps at their default sizes, when they are full.
+    fn all_maps(cpus: usize) -> usize {
+        let edges = hash(DEFAULT_EDGES, size_of::<EdgeKey>(), size_of::<EdgeState>(), cpus, true);
+        let hosts = hash(DEFAULT_HOSTS, size_of::<HostKey>(), 8, 0, true);
+        let sources = hash(MAX_SOURCES, size_of::<SourceKey>(), size_of::<SourceAddr>(), cpus, true);
+        let cgroups = hash(MAX_SOURCES, 8, 8, cpus, true);
+        let proxies = hash(MAX_PROXY_UIDS, 4, 8, cpus, true);
+        let older = hash(MAX_OLDER, 8, size_of::<EdgeKey>(), cpus, false);
+        let losses = hash(MAX_HIT + 1, 8, size_of::<Causes>(), cpus, false);
+        let ring = DEFAULT_RING_BYTES as usize + 4 * 4096;
+        // Two slots of scratch: what is read, its header, and 32 bytes for the walk.
+        let each_cpu = 2 * (HEAD_BYTES + size_of::<HeadEvent>() + 32) + 8 * Counter::ALL.len();
+        let ports = 8 * PORT_WORDS as usize;
+        let small_ones = 4 * 1024;
+        edges
+            + hosts
+            + sources
+            + cgroups
+            + proxies
+            + older
+            + losses
+            + ring
+            + each_cpu * cpus
+            + ports
+            + small_ones
+    }
+
+    #[test]
+    fn all_maps_take_at_most_8_mib_on_64_cpus() {
+        const MIB: usize = 1024 * 1024;
+        assert!(all_maps(64) <= 8 * MIB, "{}", all_maps(64));
+        // As the documents have it, in hundredths.
+        assert_eq!([4, 64].map(|cpus| (100 * all_maps(cpus)).div_ceil(MIB)), [743, 793]);
     }
 }
 

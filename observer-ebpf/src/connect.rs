@@ -16,7 +16,7 @@ use sidescope_common::{
 use crate::bounded::wakeup;
 use crate::dns;
 use crate::egress::new_search;
-use crate::maps::{EDGES, EVENTS, PROXY_UIDS, SEARCHES, atomic_add, count, phase};
+use crate::maps::{EDGES, EVENTS, PROXY_UIDS, SEARCHES, atomic_add, count, lose, phase};
 use crate::source::note_cgroup;
 
 const SOCK_STREAM: u32 = 1;
@@ -91,6 +91,7 @@ fn make_edge(ctx: &SockAddrContext, key: &EdgeKey) {
         window: 0,
         heads: 0,
         flags: 0,
+        unsearched: 0,
     };
     if EDGES.insert(key, &state, u64::from(BPF_NOEXIST)).is_err() {
         // Another CPU was faster, or the set is full.
@@ -98,7 +99,7 @@ fn make_edge(ctx: &SockAddrContext, key: &EdgeKey) {
             return repeat(ctx, key, state);
         }
         count(Counter::Connects);
-        return count(Counter::EdgesFull);
+        return lose(Counter::EdgesFull, key.netns);
     }
     count(Counter::Connects);
     announce(key, now);
@@ -110,6 +111,7 @@ fn make_edge(ctx: &SockAddrContext, key: &EdgeKey) {
 ///
 /// To make room for a search on the socket costs more than all else here, so an edge that has told nothing new for a second gets it
 /// for the first connect of each tick only (1 to 10 ms, by how the kernel was built). Ticks and not nanoseconds: they cost no call.
+/// Of the others user space tells the programs if they stay open: see [`OLDER`](crate::maps::OLDER).
 #[inline(always)]
 fn repeat(ctx: &SockAddrContext, key: &EdgeKey, state: *mut EdgeState) {
     count(Counter::Connects);
@@ -121,6 +123,7 @@ fn repeat(ctx: &SockAddrContext, key: &EdgeKey, state: *mut EdgeState) {
     // SAFETY: no preconditions.
     let tick = unsafe { bpf_jiffies64() };
     if state.settled_tick == tick {
+        state.unsearched = 1;
         return end_search(ctx, key, state.first_ns);
     }
     // SAFETY: no preconditions.
@@ -143,14 +146,14 @@ fn is_settled(state: &EdgeState, now: u64) -> bool {
 fn announce(key: &EdgeKey, now: u64) {
     let event = EdgeEvent { kind: event_kind::EDGE, reserved: 0, time_ns: now, key: *key };
     if EVENTS.output::<EdgeEvent>(&event, wakeup(size_of::<EdgeEvent>() as u64)).is_err() {
+        // The sweep of the set finds it.
         count(Counter::EdgeRingFull);
-        flag_edge(key, edge_flags::UNREPORTED);
     }
 }
 
-/// Sets a flag of an edge. Flags are only ever added here, so a race loses none for good: user space also reads the counters.
+/// Sets a flag of an edge.
 #[inline(always)]
-pub fn flag_edge(key: &EdgeKey, flag: u16) {
+pub fn flag_edge(key: &EdgeKey, flag: u8) {
     if let Some(state) = EDGES.get_ptr_mut(key) {
         // SAFETY: a map value is valid for the run of the program.
         unsafe { (*state).flags |= flag };
@@ -163,7 +166,7 @@ fn start_search(ctx: &SockAddrContext, key: &EdgeKey, edge: u64) {
     // SAFETY: `sk` of the context is a full socket in connect4 and connect6.
     let stored = unsafe { SEARCHES.get_or_insert_ptr_mut(ctx, Some(&mut search)) };
     if stored.is_null() {
-        count(Counter::SearchNoMemory);
+        lose(Counter::SearchNoMemory, key.netns);
         flag_edge(key, edge_flags::HOST_UNKNOWN);
         return;
     }

@@ -12,7 +12,7 @@ use crate::bounded::ring_output;
 use crate::connect::is_proxy;
 use crate::egress::socket;
 use crate::handover::{load, with_scratch};
-use crate::maps::{DNS_EVENT_OFFSET, RESOLVERS, Resolver, Scratch, count};
+use crate::maps::{DNS_EVENT_OFFSET, RESOLVERS, Resolver, Scratch, lose};
 use crate::packet::{Payload, UDP, payload};
 
 /// Port of DNS servers. Istio's DNS proxy is asked there, too: its port is that of a redirect rule.
@@ -45,7 +45,7 @@ pub fn mark(ctx: &SockAddrContext) {
     let mut resolver = Resolver { netns, window: 0, messages: 0 };
     // SAFETY: `sk` of the context is a full socket.
     if unsafe { RESOLVERS.get_or_insert_ptr_mut(ctx, Some(&mut resolver)) }.is_null() {
-        count(Counter::SearchNoMemory);
+        lose(Counter::SearchNoMemory, netns);
     }
 }
 
@@ -65,12 +65,14 @@ pub fn try_ingress(ctx: &SkBuffContext) {
     if resolver.is_null() {
         return;
     }
-    let Some(payload) = payload(ctx) else { return };
+    // SAFETY: not null, and valid for the run of the program. CPUs that race may let a few messages more pass.
+    let resolver = unsafe { &mut *resolver };
+    let Some(payload) = payload(ctx) else {
+        return lose(Counter::PacketUnreadable, resolver.netns);
+    };
     if payload.len == 0 || (payload.transport == UDP && payload.len <= HEADER) {
         return;
     }
-    // SAFETY: not null, and valid for the run of the program. CPUs that race may let a few messages more pass.
-    let resolver = unsafe { &mut *resolver };
     // SAFETY: no preconditions.
     let now = unsafe { bpf_ktime_get_ns() };
     let window = (now / HEAD_WINDOW_NS) as u32;
@@ -80,18 +82,18 @@ pub fn try_ingress(ctx: &SkBuffContext) {
     }
     resolver.messages += 1;
     if resolver.messages > u32::from(DNS_PER_WINDOW) {
-        count(Counter::DnsBudget);
-        return;
+        return lose(Counter::DnsBudget, resolver.netns);
     }
-    with_scratch(ctx, |scratch| hand_on(ctx, scratch, &payload, resolver.netns, now));
+    if with_scratch(ctx, |scratch| hand_on(ctx, scratch, &payload, resolver.netns, now)).is_none() {
+        lose(Counter::PacketUnreadable, resolver.netns);
+    }
 }
 
 #[inline(always)]
 fn hand_on(ctx: &SkBuffContext, scratch: &mut Scratch, payload: &Payload, netns: u64, now: u64) {
     let len = payload.len.min(HEAD_BYTES as u32);
     if !load(ctx, scratch, payload.offset, len) {
-        count(Counter::PacketUnreadable);
-        return;
+        return lose(Counter::PacketUnreadable, netns);
     }
     let event = DnsEvent {
         kind: event_kind::DNS,
@@ -109,6 +111,6 @@ fn hand_on(ctx: &SkBuffContext, scratch: &mut Scratch, payload: &Payload, netns:
     unsafe { start.cast::<DnsEvent>().write(event) };
     // SAFETY: event and data lie behind each other.
     if !unsafe { ring_output::<{ size_of::<DnsEvent>() as i32 }>(start, len) } {
-        count(Counter::DnsRingFull);
+        lose(Counter::DnsRingFull, netns);
     }
 }

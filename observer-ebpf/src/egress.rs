@@ -10,9 +10,10 @@ use sidescope_common::http2::{BLIND, Walk};
 use sidescope_common::{Counter, EdgeKey, edge_flags, part};
 
 use crate::connect::flag_edge;
+use crate::handover::lost;
 use crate::http1;
 use crate::http2;
-use crate::maps::{ANY_OLDER, EDGES, OLDER, PARTS, SEARCHES, Search, count, phase};
+use crate::maps::{EDGES, OLDER, OLDER_PORTS, PARTS, SEARCHES, Search, lose, phase};
 use crate::packet::{Payload, payload};
 use crate::source::note_address;
 
@@ -44,13 +45,19 @@ fn look(ctx: &SkBuffContext, search: &mut Search) {
         return;
     }
     let Some(payload) = payload(ctx) else {
-        count(Counter::PacketUnreadable);
-        return;
+        return pass_over(search);
     };
     if payload.len == 0 {
         return;
     }
+    if matches!(search.phase, phase::HEAD | phase::TLS)
+        && search.next_seq.wrapping_sub(payload.seq) > u32::MAX / 2
+    {
+        // Bytes behind those that are waited for: a packet between them was not shown to us.
+        pass_over(search);
+    }
     match search.phase {
+        phase::DONE => {}
         phase::TLS => to_part(ctx, part::TLS),
         phase::HTTP2 => to_part(ctx, part::HTTP2),
         phase::HEAD => {
@@ -62,6 +69,18 @@ fn look(ctx: &SkBuffContext, search: &mut Search) {
     }
 }
 
+/// There were bytes that cannot be read: what had begun in an earlier packet ends here.
+#[inline(always)]
+fn pass_over(search: &mut Search) {
+    lost(Counter::PacketUnreadable, search);
+    search.phase = match search.phase {
+        phase::HEAD | phase::REST => phase::BETWEEN,
+        phase::TLS | phase::HTTP2 => phase::DONE,
+        // Perhaps it had no payload.
+        phase => phase,
+    };
+}
+
 /// The first bytes of a connection, or what may be the first of a request.
 #[inline(always)]
 fn begin(ctx: &SkBuffContext, search: &mut Search, payload: Payload) {
@@ -70,7 +89,13 @@ fn begin(ctx: &SkBuffContext, search: &mut Search, payload: Payload) {
     if search.phase == phase::NEW
         && let Some(header) = proxy_header(ctx, &payload, word)
     {
-        if header >= payload.len {
+        if header > payload.len {
+            // It goes on in the next packet, where nothing tells its end.
+            lost(Counter::PacketUnreadable, search);
+            search.phase = phase::DONE;
+            return;
+        }
+        if header == payload.len {
             return;
         }
         payload = payload.after(header);
@@ -112,18 +137,22 @@ fn begin(ctx: &SkBuffContext, search: &mut Search, payload: Payload) {
     search.phase = phase::DONE;
 }
 
-/// A socket without storage: accepted, a proxy's own, outside of pods, on an edge that has told all it had to, or connected before
-/// the programs were there. Only the last are of interest, and user space knows their cookies.
+/// A socket without storage: accepted, a proxy's own, outside of pods, connected before the programs were there, or on an edge that
+/// had told all it had to. Only the last two are of interest, and user space knows their cookies.
 #[inline(always)]
 fn older_socket(ctx: &SkBuffContext, sk: *mut bpf_sock) {
-    if ANY_OLDER.get(0).is_none_or(|any| *any == 0) {
+    // SAFETY: a socket of a packet. Its port of destination is in network byte order.
+    let port = u16::from_be(unsafe { (*sk).dst_port });
+    if OLDER_PORTS.get(u32::from(port) / 64).is_none_or(|ports| *ports >> (port % 64) & 1 == 0) {
         return;
     }
     // SAFETY: the context is valid for the run of the program.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.skb.skb.cast()) };
     // SAFETY: the value is never written after it was inserted.
     let Some(key) = (unsafe { OLDER.get(&cookie) }) else { return };
-    let Some(edge) = EDGES.get_ptr(key) else { return };
+    let Some(edge) = EDGES.get_ptr(key) else {
+        return lose(Counter::HeadBudget, key.netns);
+    };
     // SAFETY: a map value, valid for the run of the program; this field is never written after the insert.
     let mut search = new_search(*key, unsafe { (*edge).first_ns }, phase::BETWEEN);
     search.older = true;
@@ -131,7 +160,7 @@ fn older_socket(ctx: &SkBuffContext, sk: *mut bpf_sock) {
     // SAFETY: a socket of a packet; the value is of the map's type.
     let stored = unsafe { bpf_sk_storage_get(searches(), sk.cast(), (&raw mut search).cast(), flags) };
     if stored.is_null() {
-        count(Counter::SearchNoMemory);
+        lose(Counter::SearchNoMemory, key.netns);
         flag_edge(key, edge_flags::HOST_UNKNOWN);
         return;
     }
@@ -230,7 +259,7 @@ fn is_tls(word: u64) -> bool {
     word >> 48 == 0x1603 || (word << 8 == 0 && word >> 56 == 0x16)
 }
 
-/// Length of a PROXY protocol header at the start of the payload.
+/// Length of a PROXY protocol header at the start of the payload; a length that no payload has where it is cut off.
 #[inline(always)]
 fn proxy_header(ctx: &SkBuffContext, payload: &Payload, word: u64) -> Option<u32> {
     const V2: u64 = 0x0d0a_0d0a_000d_0a51;
@@ -239,18 +268,19 @@ fn proxy_header(ctx: &SkBuffContext, payload: &Payload, word: u64) -> Option<u32
     const V1_MAX: u32 = 107;
     let at = payload.offset as usize;
     if word == V2 {
-        let len: u16 = ctx.load(at + 14).ok()?;
-        return Some(16 + u32::from(u16::from_be(len)));
+        let len: Result<u16, _> = ctx.load(at + 14);
+        return Some(len.map_or(u32::MAX, |len| 16 + u32::from(u16::from_be(len))));
     }
     if word >> 16 != V1 {
         return None;
     }
     let mut i = 8;
     while i < V1_MAX {
-        if ctx.load::<u8>(at + i as usize).ok()? == b'\n' {
-            return Some(i + 1);
+        match ctx.load::<u8>(at + i as usize) {
+            Ok(b'\n') => return Some(i + 1),
+            Ok(_) => i += 1,
+            Err(_) => return Some(u32::MAX),
         }
-        i += 1;
     }
     None
 }

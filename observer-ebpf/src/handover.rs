@@ -9,7 +9,7 @@ use sidescope_common::{
 
 use crate::bounded::{load_bytes, ring_output};
 use crate::connect::flag_edge;
-use crate::maps::{EDGES, HOSTS, SCRATCH, SCRATCH_SLOTS, Scratch, Search, anew, atomic_add, count};
+use crate::maps::{EDGES, HOSTS, SCRATCH, SCRATCH_SLOTS, Scratch, Search, anew, atomic_add, lose};
 
 /// Longest host in bytes that is told apart: 255 of a name and a port.
 pub const NAME_BYTES: usize = 264;
@@ -51,7 +51,6 @@ pub fn claim() -> Option<&'static mut Scratch> {
         unsafe { atomic_add(&raw mut (*scratch).claims, u64::MAX) };
         slot += 1;
     }
-    count(Counter::PacketUnreadable);
     None
 }
 
@@ -98,8 +97,7 @@ pub fn name(
     format: u16,
 ) -> Name {
     if len as usize > NAME_BYTES || !load(ctx, scratch, offset, len) {
-        count(Counter::PacketUnreadable);
-        unknown_host(search);
+        lost(Counter::PacketUnreadable, search);
         return Name::New;
     }
     let host = HostKey { edge: search.edge, host: hash(scratch, len, format) };
@@ -171,15 +169,15 @@ pub fn hand_on(ctx: &SkBuffContext, search: &mut Search, scratch: &mut Scratch, 
     // SAFETY: event and data lie behind each other (repr(C)).
     let sent = unsafe { ring_output::<HEADER>((&raw mut scratch.event).cast(), piece.len) };
     if !sent {
-        count(Counter::HeadRingFull);
-        flag_edge(&search.key, edge_flags::HOST_UNKNOWN);
+        lost(Counter::HeadRingFull, search);
     }
     sent
 }
 
-/// There was a request whose host will not be known.
+/// There was a request whose host will not be known, for this cause.
 #[inline(always)]
-pub fn unknown_host(search: &Search) {
+pub fn lost(cause: Counter, search: &Search) {
+    lose(cause, search.key.netns);
     flag_edge(&search.key, edge_flags::HOST_UNKNOWN);
 }
 
@@ -189,7 +187,7 @@ pub fn within_budget(search: &Search) -> bool {
     // SAFETY: no preconditions.
     let window = (unsafe { bpf_ktime_get_ns() } / HEAD_WINDOW_NS) as u32;
     let Some(state) = EDGES.get_ptr_mut(&search.key) else {
-        count(Counter::HeadBudget);
+        lose(Counter::HeadBudget, search.key.netns);
         return false;
     };
     // SAFETY: a map value is valid for the run of the program. CPUs that race may let a few heads more pass.
@@ -202,7 +200,6 @@ pub fn within_budget(search: &Search) -> bool {
     if state.heads <= HEADS_PER_WINDOW {
         return true;
     }
-    count(Counter::HeadBudget);
-    unknown_host(search);
+    lost(Counter::HeadBudget, search);
     false
 }

@@ -5,10 +5,8 @@ use sidescope_common::{Counter, HEAD_BYTES, head_format, part};
 
 use crate::bounded::byte_at;
 use crate::egress::{first_word, to_part, unseen};
-use crate::handover::{
-    NAME_BYTES, Name, Piece, claim, hand_on, load, name, release, unknown_host, within_budget,
-};
-use crate::maps::{Scratch, Search, anew, count, phase};
+use crate::handover::{NAME_BYTES, Name, Piece, claim, hand_on, load, lost, name, release, within_budget};
+use crate::maps::{Scratch, Search, anew, phase};
 use crate::packet::Payload;
 
 /// Bytes of a segment that are searched for the Host header here. A host that stands later is found in user space.
@@ -53,7 +51,7 @@ pub fn may_be_request(payload: &Payload, word: u64) -> bool {
 #[inline(always)]
 pub fn try_http1(ctx: &SkBuffContext) {
     let Some((search, payload)) = unseen(ctx) else { return };
-    let Some(scratch) = claim() else { return };
+    let Some(scratch) = claim() else { return give_up(search) };
     if search.phase == phase::HEAD {
         go_on(ctx, search, scratch, &payload);
         let end = anew!(scratch.at);
@@ -72,8 +70,14 @@ pub fn try_http1(ctx: &SkBuffContext) {
 /// The kernel allows 33 programs in a row, and they are used up: there may be more requests in the packet.
 #[inline(always)]
 fn too_many(search: &Search) {
-    count(Counter::Pipelined);
-    unknown_host(search);
+    lost(Counter::Pipelined, search);
+}
+
+/// The bytes cannot be read, or there is no room to read them: goes on with the next request.
+#[inline(always)]
+fn give_up(search: &mut Search) {
+    lost(Counter::PacketUnreadable, search);
+    search.phase = phase::BETWEEN;
 }
 
 /// Goes on with the request that begins where a head has ended, if one does.
@@ -142,9 +146,7 @@ fn begin(ctx: &SkBuffContext, search: &mut Search, scratch: &mut Scratch, payloa
     let len = payload.len.min(HEAD_BYTES as u32);
     scratch.window_end = len;
     if !load(ctx, scratch, payload.offset, len) {
-        count(Counter::PacketUnreadable);
-        unknown_host(search);
-        return;
+        return give_up(search);
     }
     if has_plain_path(ctx, payload) && find_host(scratch) {
         // Through memory: see `Scratch::start`.
@@ -172,7 +174,7 @@ fn begin(ctx: &SkBuffContext, search: &mut Search, scratch: &mut Scratch, payloa
 #[inline(always)]
 pub fn try_pipelined(ctx: &SkBuffContext) {
     let Some((search, payload)) = unseen(ctx) else { return };
-    let Some(scratch) = claim() else { return };
+    let Some(scratch) = claim() else { return give_up(search) };
     let len = payload.len.min(HEAD_BYTES as u32);
     scratch.window_end = len;
     scratch.at = 0;
@@ -184,6 +186,8 @@ pub fn try_pipelined(ctx: &SkBuffContext) {
         let is_open = anew!(scratch.at) == 0 && payload.len <= SCAN_BYTES as u32 && !ends_head(search.tail);
         search.phase = if is_open { phase::REST } else { phase::BETWEEN };
         search.next_seq = payload.seq.wrapping_add(payload.len);
+    } else {
+        give_up(search);
     }
     let end = anew!(scratch.at);
     release(ctx, scratch);
@@ -199,9 +203,7 @@ fn go_on(ctx: &SkBuffContext, search: &mut Search, scratch: &mut Scratch, payloa
     if load(ctx, scratch, payload.offset, len) {
         hand_on_piece(ctx, search, scratch, payload, len);
     } else {
-        count(Counter::PacketUnreadable);
-        unknown_host(search);
-        search.phase = phase::BETWEEN;
+        give_up(search);
     }
 }
 

@@ -8,8 +8,8 @@ use sidescope_common::{Counter, head_format, part};
 
 use crate::bounded::byte_at;
 use crate::egress::{search_of, socket};
-use crate::handover::{NAME_BYTES, Piece, hand_on, load, name, unknown_host, with_scratch, within_budget};
-use crate::maps::{PARTS, Scratch, Search, anew, count, phase};
+use crate::handover::{NAME_BYTES, Piece, hand_on, load, lost, name, with_scratch, within_budget};
+use crate::maps::{PARTS, Scratch, Search, anew, phase};
 use crate::packet::{Payload, payload};
 
 /// Steps of one run; the walk goes on in another run, of which the kernel allows 33 in a row.
@@ -65,7 +65,7 @@ pub fn try_http2(ctx: &SkBuffContext) {
     if begin >= payload.len {
         // Sent before. Bytes that begin behind those we wait for would mean that a packet was not shown to us.
         if begin > u32::MAX / 2 {
-            lost(search);
+            lose_thread(search);
         }
         return;
     }
@@ -77,12 +77,11 @@ pub fn try_http2(ctx: &SkBuffContext) {
             scratch.at = at + capture(ctx, search, scratch, &payload, at);
         }
         if end == End::Lost {
-            lost(search);
+            lose_thread(search);
         }
         if search.http2.field & BLIND_INDEX != 0 {
             search.http2.field &= !BLIND_INDEX;
-            count(Counter::BeforeStart);
-            unknown_host(search);
+            lost(Counter::BeforeStart, search);
         }
         search.next_seq = payload.seq.wrapping_add(anew!(scratch.at));
         end
@@ -90,18 +89,19 @@ pub fn try_http2(ctx: &SkBuffContext) {
     if matches!(end, Some(End::Steps | End::Capture)) {
         // SAFETY: a program of the same type.
         unsafe { PARTS.tail_call(ctx, part::HTTP2) };
+        // The kernel allows 33 programs in a row, and they are used up.
+        lose_thread(search);
     }
     if end.is_none() {
         // Without room to read it the thread is lost.
         search.phase = phase::DONE;
-        unknown_host(search);
+        lost(Counter::PacketUnreadable, search);
     }
 }
 
 #[inline(always)]
-fn lost(search: &mut Search) {
-    count(Counter::FramesLost);
-    unknown_host(search);
+fn lose_thread(search: &mut Search) {
+    lost(Counter::FramesLost, search);
     search.phase = phase::DONE;
 }
 
@@ -180,8 +180,11 @@ fn capture(
     }
     if first {
         search.copied = 0;
-        if total as usize > NAME_BYTES || !within_budget(search) {
-            unknown_host(search);
+        let is_too_long = total as usize > NAME_BYTES;
+        if is_too_long {
+            lost(Counter::PacketUnreadable, search);
+        }
+        if is_too_long || !within_budget(search) {
             search.http2.skip = search.http2.capture;
             search.http2.capture = 0;
             search.http2.state = state::FIELD;
@@ -192,7 +195,7 @@ fn capture(
         hand_on(ctx, search, scratch, &Piece { len, total, format, host: 0 });
         search.copied += len;
     } else {
-        unknown_host(search);
+        lost(Counter::PacketUnreadable, search);
     }
     len
 }

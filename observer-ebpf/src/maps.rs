@@ -1,13 +1,14 @@
 //! All maps, and the counters.
 
-use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST};
 use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray, RingBuf};
 use sidescope_common::http2;
 use sidescope_common::{
-    Counter, DEFAULT_EDGES, DEFAULT_HOSTS, DEFAULT_RING_BYTES, DnsEvent, EdgeKey, EdgeState, HEAD_BYTES,
-    HeadEvent, HostKey, MAX_OLDER, MAX_PROXY_UIDS, MAX_SOURCES, SourceAddr, SourceKey, part,
+    ALL_NAMESPACES, Causes, Counter, DEFAULT_EDGES, DEFAULT_HOSTS, DEFAULT_RING_BYTES, DnsEvent, EdgeKey,
+    EdgeState, HEAD_BYTES, HeadEvent, HostKey, MAX_HIT, MAX_OLDER, MAX_PROXY_UIDS, MAX_SOURCES, PORT_WORDS,
+    SourceAddr, SourceKey, part,
 };
 
 /// A plain hash, never LRU: an LRU would forget edges that nobody has read yet.
@@ -28,19 +29,25 @@ pub static CGROUPS: HashMap<u64, u64> = HashMap::with_max_entries(MAX_SOURCES, 0
 #[map]
 pub static PROXY_UIDS: HashMap<u32, u64> = HashMap::with_max_entries(MAX_PROXY_UIDS, 0);
 
-/// By cookie of a socket that was connected before the programs were there, its edge. Written by user space.
+/// By cookie of a socket that has no search, its edge: connected before the programs were there, or long-lived and not the first
+/// of its tick. Written by user space.
 #[map]
 pub static OLDER: HashMap<u64, EdgeKey> = HashMap::with_max_entries(MAX_OLDER, BPF_F_NO_PREALLOC);
 
-/// Whether [`OLDER`] has entries: most of the time it has none, and then a socket without storage need not be looked for there.
+/// A bit for each port to which [`OLDER`] has connections. To look there costs two calls, and most sockets without storage are accepted
+/// ones, whose peers have other ports.
 #[map]
-pub static ANY_OLDER: Array<u32> = Array::with_max_entries(1, 0);
+pub static OLDER_PORTS: Array<u64> = Array::with_max_entries(PORT_WORDS, 0);
 
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(DEFAULT_RING_BYTES, 0);
 
 #[map]
 pub static PARTS: ProgramArray = ProgramArray::with_max_entries(part::COUNT, 0);
+
+/// Which causes of loss have hit which network namespace. Written where something is lost, and nowhere else.
+#[map]
+static LOSSES: HashMap<u64, Causes> = HashMap::with_max_entries(MAX_HIT + 1, BPF_F_NO_PREALLOC);
 
 #[map]
 static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::ALL.len() as u32, 0);
@@ -99,7 +106,7 @@ pub struct Search {
     pub request: u32,
     /// Millisecond of the last request that was looked at.
     pub last_look: u32,
-    /// Requests in a row whose host was known; on an older socket, also packets without a request.
+    /// Requests in a row whose host was known; on a socket whose beginning was not seen, also packets without a request.
     pub known: u32,
     /// One of [`phase`].
     pub phase: u32,
@@ -107,7 +114,7 @@ pub struct Search {
     pub tail: u32,
     /// The local address was noted: see [`crate::source::note_address`].
     pub noted: bool,
-    /// The socket was connected before the programs were there.
+    /// What was sent before on this connection was not seen.
     pub older: bool,
     pub reserved: [u8; 2],
     pub http2: http2::Walk,
@@ -146,6 +153,32 @@ pub fn count(counter: Counter) {
         // SAFETY: a map value, valid for the run of the program.
         unsafe { atomic_add(value, 1) };
     }
+}
+
+/// Counts a loss and notes the network namespace that it has hit.
+#[inline(always)]
+pub fn lose(counter: Counter, netns: u64) {
+    count(counter);
+    let mut netns = netns;
+    if note(&netns, counter) {
+        return;
+    }
+    let none: Causes = [0; size_of::<Causes>()];
+    // A failure is seen at the next line: then it counts for all.
+    let _ = LOSSES.insert(&netns, &none, u64::from(BPF_NOEXIST));
+    if !note(&netns, counter) {
+        netns = ALL_NAMESPACES;
+        note(&netns, counter);
+    }
+}
+
+/// False: the namespace is not in the map.
+#[inline(always)]
+fn note(netns: &u64, counter: Counter) -> bool {
+    let Some(causes) = LOSSES.get_ptr_mut(netns) else { return false };
+    // SAFETY: a map value, valid for the run of the program; nothing else than 1 is ever written there.
+    unsafe { (*causes)[counter as usize] = 1 };
+    true
 }
 
 /// Adds to a word that other programs may write at the same time.

@@ -44,10 +44,13 @@ pub fn payload(ctx: &SkBuffContext) -> Option<Payload> {
         ETH_P_IPV6 => (ctx.load::<u8>(6).ok()?, IPV6_HEADER),
         _ => return None,
     };
-    // The first 16 bytes hold all that is needed of a TCP header, and a UDP datagram of interest is longer than that.
-    let head: [u8; 16] = ctx.load(header as usize).ok()?;
     let (seq, length) = match transport {
-        TCP => (u32::from_be_bytes([head[4], head[5], head[6], head[7]]), u32::from(head[12] >> 4) * 4),
+        TCP => {
+            let tcp: [u8; 16] = ctx.load(header as usize).ok()?;
+            let seq = u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]);
+            // With fast open a SYN has data, and takes a number of its own before them.
+            (seq.wrapping_add(u32::from(tcp[13] >> 1 & 1)), u32::from(tcp[12] >> 4) * 4)
+        }
         UDP => (0, UDP_HEADER),
         _ => return None,
     };

@@ -6,7 +6,7 @@ use aya_ebpf::helpers::generated::bpf_get_current_cgroup_id;
 use sidescope_common::{Counter, SourceAddr, SourceKey};
 
 use crate::connect::{addr, is_v4_mapped, v4_mapped};
-use crate::maps::{CGROUPS, SOURCES, count};
+use crate::maps::{CGROUPS, SOURCES, lose};
 
 const AF_INET: u32 = 2;
 const AF_INET6: u32 = 10;
@@ -38,7 +38,7 @@ pub fn note_address(sk: *mut bpf_sock, netns: u64) {
         // SAFETY: as above.
         && unsafe { SOURCES.get(&key) }.is_none()
     {
-        count(Counter::SourcesFull);
+        lose(Counter::SourcesFull, netns);
     }
 }
 
@@ -55,6 +55,6 @@ pub fn note_cgroup(netns: &u64) {
         // SAFETY: as above.
         && unsafe { CGROUPS.get(netns) }.is_none()
     {
-        count(Counter::SourcesFull);
+        lose(Counter::SourcesFull, *netns);
     }
 }

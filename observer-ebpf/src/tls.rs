@@ -5,8 +5,8 @@ use sidescope_common::{Counter, HEAD_BYTES, head_format};
 
 use crate::bounded::byte_at;
 use crate::egress::unseen;
-use crate::handover::{Piece, hand_on, load, name, unknown_host, with_scratch, within_budget};
-use crate::maps::{Scratch, Search, anew, count, phase};
+use crate::handover::{Piece, hand_on, load, lost, name, with_scratch, within_budget};
+use crate::maps::{Scratch, Search, anew, phase};
 use crate::packet::Payload;
 
 const RECORD_HEADER: usize = 5;
@@ -23,17 +23,16 @@ const EXTENSIONS: usize = 48;
 #[inline(always)]
 pub fn try_tls(ctx: &SkBuffContext) {
     let Some((search, payload)) = unseen(ctx) else { return };
-    with_scratch(ctx, |scratch| read(ctx, search, scratch, &payload));
+    if with_scratch(ctx, |scratch| read(ctx, search, scratch, &payload)).is_none() {
+        give_up(search);
+    }
 }
 
 #[inline(always)]
 fn read(ctx: &SkBuffContext, search: &mut Search, scratch: &mut Scratch, payload: &Payload) {
     let len = payload.len.min((HEAD_BYTES as u32).saturating_sub(search.copied));
     if !load(ctx, scratch, payload.offset, len) {
-        count(Counter::PacketUnreadable);
-        unknown_host(search);
-        search.phase = phase::DONE;
-        return;
+        return give_up(search);
     }
     if search.copied == 0 {
         match find_name(scratch, len as usize) {
@@ -61,6 +60,13 @@ fn read(ctx: &SkBuffContext, search: &mut Search, scratch: &mut Scratch, payload
     if search.copied >= HEAD_BYTES as u32 {
         search.phase = phase::DONE;
     }
+}
+
+/// The hello cannot be read, or there is no room to read it.
+#[inline(always)]
+fn give_up(search: &mut Search) {
+    lost(Counter::PacketUnreadable, search);
+    search.phase = phase::DONE;
 }
 
 enum Hello {

@@ -28,6 +28,7 @@ pub struct Answers {
 /// The unfinished end of what came on a connection.
 #[derive(Debug)]
 struct Stream {
+    netns: u64,
     next_seq: u32,
     last_ns: u64,
     pending: Vec<u8>,
@@ -39,12 +40,22 @@ impl Answers {
         Self { names: DnsNames::new(Limits::default()), ..Self::default() }
     }
 
-    /// Takes a message, or a piece of a stream of them.
-    pub fn take(&mut self, event: &DnsEvent, bytes: &[u8]) {
+    /// Takes a message, or a piece of a stream of them. Returns the network namespaces of which something was lost.
+    pub fn take(&mut self, event: &DnsEvent, bytes: &[u8]) -> Vec<u64> {
+        let before = self.losses();
+        let mut others = Vec::new();
+        self.read(event, bytes, &mut others);
+        let own = (self.losses() - before) as usize > others.len();
+        others.extend(own.then_some(event.netns));
+        others
+    }
+
+    /// The same; leaves in `others` whose names or streams had to go for this one.
+    fn read(&mut self, event: &DnsEvent, bytes: &[u8], others: &mut Vec<u64>) {
         if event.transport != TCP {
-            return self.message(event, bytes);
+            return others.extend(self.message(event, bytes));
         }
-        let Some(stream) = self.stream(event) else { return };
+        let Some(stream) = self.stream(event, others) else { return };
         // Sent again.
         if stream.next_seq.wrapping_sub(event.seq) as usize == bytes.len() {
             return;
@@ -63,7 +74,7 @@ impl Answers {
         loop {
             match tcp_message(&pending[read..]) {
                 Ok(Some((message, len))) => {
-                    self.message(event, message);
+                    others.extend(self.message(event, message));
                     read += len;
                 }
                 Ok(None) => break,
@@ -85,6 +96,11 @@ impl Answers {
         self.names.names_at(netns, address, time_ns)
     }
 
+    /// A namespace is gone.
+    pub fn forget(&mut self, netns: u64) {
+        self.names.forget(netns);
+    }
+
     /// Messages that could not be made use of although they should tell addresses, and streams that were given up.
     pub fn losses(&self) -> u64 {
         // A truncated answer is asked for again, and the others are no answers about addresses.
@@ -93,26 +109,30 @@ impl Answers {
         malformed + self.streams_lost + evictions.namespaces + evictions.addresses + evictions.names
     }
 
-    fn stream(&mut self, event: &DnsEvent) -> Option<&mut Stream> {
+    fn stream(&mut self, event: &DnsEvent, others: &mut Vec<u64>) -> Option<&mut Stream> {
         if !self.streams.contains_key(&event.socket) && self.streams.len() >= MAX_STREAMS {
             let oldest =
                 self.streams.iter().min_by_key(|(_, stream)| stream.last_ns).map(|(socket, _)| *socket)?;
-            let idle = self.streams.remove(&oldest).is_some_and(|stream| stream.pending.is_empty());
-            self.streams_lost += u64::from(!idle);
+            let lost = self.streams.remove(&oldest).filter(|stream| !stream.pending.is_empty());
+            self.streams_lost += u64::from(lost.is_some());
+            others.extend(lost.map(|stream| stream.netns));
         }
         Some(self.streams.entry(event.socket).or_insert_with(|| Stream {
+            netns: event.netns,
             next_seq: event.seq,
             last_ns: event.time_ns,
             pending: Vec::new(),
         }))
     }
 
-    fn message(&mut self, event: &DnsEvent, bytes: &[u8]) {
+    /// Returns other namespaces whose names had to go for this one.
+    fn message(&mut self, event: &DnsEvent, bytes: &[u8]) -> Vec<u64> {
         match answer(bytes) {
-            Ok(Some(answer)) => self.names.insert(event.time_ns, event.netns, &answer),
+            Ok(Some(answer)) => return self.names.insert(event.time_ns, event.netns, &answer),
             Ok(None) => {}
             Err(err) => *self.failures.entry(err).or_default() += 1,
         }
+        Vec::new()
     }
 }
 
@@ -163,8 +183,8 @@ mod tests {
     #[test]
     fn a_stream_with_a_hole_is_counted_and_given_up() {
         let mut answers = Answers::new();
-        answers.take(&event(1, 100, TCP), &MANY[..20]);
-        answers.take(&event(1, 130, TCP), &MANY[30..]);
+        assert!(answers.take(&event(1, 100, TCP), &MANY[..20]).is_empty());
+        assert_eq!(answers.take(&event(1, 130, TCP), &MANY[30..]), [1]);
         assert_eq!(answers.losses(), 1);
         assert!(answers.streams.is_empty());
     }
@@ -173,7 +193,10 @@ mod tests {
     fn streams_are_bounded() {
         let mut answers = Answers::new();
         for socket in 0..MAX_STREAMS as u64 * 3 {
-            answers.take(&event(socket, 0, TCP), &MANY[..20]);
+            // The numbers of socket and namespace are the same: the oldest goes.
+            let event = DnsEvent { time_ns: socket, ..event(socket, 0, TCP) };
+            let lost: Vec<u64> = socket.checked_sub(MAX_STREAMS as u64).into_iter().collect();
+            assert_eq!(answers.take(&event, &MANY[..20]), lost);
         }
         assert_eq!(answers.streams.len(), MAX_STREAMS);
         assert_eq!(answers.losses(), MAX_STREAMS as u64 * 2);

@@ -207,6 +207,7 @@ impl Collected {
         WorkloadNode {
             workload,
             pods,
+            losses: BTreeSet::new(),
             dependencies: dependencies
                 .map(|((host, namespace), ports)| Dependency { host, namespace, ports })
                 .collect(),

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
 use procfs::process::Process;
+use tracing::warn;
 
 use crate::binding;
 use crate::model::names::PodUid;
@@ -37,7 +38,10 @@ pub enum CgroupError {
         reason: io::Error,
     },
     /// The directory lies on another file system.
-    #[error("{path} is no cgroup of a cgroup2 hierarchy: BPF programs can be attached only to those")]
+    #[error(
+        "{path} is no cgroup of a cgroup2 hierarchy: BPF programs can be attached only to those. Leave --cgroup out to watch the pods of \
+         this machine, or name a directory below the mount of type cgroup2 (findmnt -t cgroup2 shows it)"
+    )]
     NotCgroup2 {
         /// The directory.
         path: PathBuf,
@@ -53,6 +57,18 @@ pub struct Cgroup {
     pub dir: File,
 }
 
+impl Cgroup {
+    /// Says so if there is nobody in it, which is no error: pods may come.
+    pub fn warn_if_empty(&self) {
+        if processes(&self.path).is_ok_and(|pids| pids.is_empty()) {
+            warn!(
+                cgroup = %self.path.display(),
+                "no process is in the cgroup: nothing is seen until a pod starts there; leave --cgroup out to watch the pods of this machine"
+            );
+        }
+    }
+}
+
 /// Opens `path`, or the pods' cgroup of this machine, or the root of its cgroup2 hierarchy.
 ///
 /// # Errors
@@ -62,7 +78,11 @@ pub fn open(path: Option<&Path>) -> Result<Cgroup, CgroupError> {
         Some(path) => path.to_owned(),
         None => {
             let root = cgroup2_root()?;
-            POD_CGROUPS.iter().map(|name| root.join(name)).find(|path| path.is_dir()).unwrap_or(root)
+            POD_CGROUPS
+                .iter()
+                .map(|name| root.join(name))
+                .find(|path| path.try_exists().unwrap_or(true))
+                .unwrap_or(root)
         }
     };
     let open = |reason| CgroupError::Open { path: path.clone(), reason };

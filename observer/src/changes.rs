@@ -1,13 +1,13 @@
 //! What there is to tell since the last time: edges that are new or have changed, and losses. Pure; bounded as the edges are.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::mem;
 use std::net::IpAddr;
 
 use serde::Serialize;
 use sidescope_common::EdgeKey;
 
 use crate::collect::{Observed, address};
+use crate::losses::{CauseNames, Hit};
 use crate::model::names::Host;
 
 /// One thing to tell.
@@ -16,7 +16,15 @@ use crate::model::names::Host;
 pub enum Change<'a> {
     /// All that is known of an edge.
     Edge(Edge<'a>),
-    /// All that was lost so far.
+    /// Losses that have hit a network namespace.
+    Incomplete {
+        /// Its cookie; all namespaces where there is none.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        netns: Option<u64>,
+        /// Their causes.
+        incomplete: CauseNames,
+    },
+    /// All that was lost so far, and told by no agent before this one.
     Losses {
         /// How much, by cause.
         losses: BTreeMap<String, u64>,
@@ -62,35 +70,76 @@ struct Told {
 #[derive(Default)]
 pub struct Changes {
     edges: HashMap<EdgeKey, Told>,
+    hit: Hit,
     losses: BTreeMap<String, u64>,
 }
 
 impl Changes {
-    /// What is new, in the order of the edges' keys and losses last; it counts as told from here on.
+    /// What is new, in the order of the edges' keys, then of namespaces, and losses last; it counts as told from here on.
     pub fn tell<'a>(
         &mut self,
-        edges: &'a HashMap<EdgeKey, Observed>,
-        losses: BTreeMap<String, u64>,
+        edges: impl IntoIterator<Item = (&'a EdgeKey, &'a Observed)>,
+        hit: &Hit,
+        losses: &BTreeMap<String, u64>,
     ) -> Vec<Change<'a>> {
         let mut changed = BTreeMap::new();
         for (key, observed) in edges {
             let edge = edge(key, observed);
-            let now = Told {
-                hosts: edge.hosts.len(),
-                names: edge.names.len(),
-                host_unknown: edge.host_unknown,
-                existing: edge.existing,
-            };
+            let now = Told::of(&edge);
             if self.edges.insert(*key, now) != Some(now) {
                 changed.insert(key, Change::Edge(edge));
             }
         }
         let mut changes: Vec<_> = changed.into_values().collect();
-        if losses != self.losses {
-            drop(mem::replace(&mut self.losses, losses.clone()));
-            changes.push(Change::Losses { losses });
+        for (netns, causes) in hit.namespaces() {
+            if self.hit.namespaces().get(netns) != Some(causes) {
+                changes.push(Change::Incomplete { netns: Some(*netns), incomplete: causes.clone() });
+            }
+        }
+        if hit.everywhere() != self.hit.everywhere() {
+            changes.push(Change::Incomplete { netns: None, incomplete: hit.everywhere().clone() });
+        }
+        self.hit.clone_from(hit);
+        if *losses != self.losses {
+            self.losses.clone_from(losses);
+            changes.push(Change::Losses { losses: losses.clone() });
         }
         changes
+    }
+
+    /// Whether all that is known of an edge was told.
+    pub fn is_told(&self, key: &EdgeKey, observed: &Observed) -> bool {
+        self.edges.get(key) == Some(&Told::of(&edge(key, observed)))
+    }
+
+    /// Whether a loss by this cause was told before.
+    pub fn has_told_loss(&self, cause: &str) -> bool {
+        self.losses.contains_key(cause)
+    }
+
+    /// Drops what is known of edges that are gone. What comes of them again is new.
+    pub fn forget(&mut self, edges: &[EdgeKey]) {
+        for key in edges {
+            self.edges.remove(key);
+        }
+    }
+
+    /// Drops what is known of edges that are no longer known otherwise (a proxy's), so that there are never more than those.
+    pub fn keep(&mut self, known: &HashMap<EdgeKey, Observed>) {
+        if self.edges.len() > known.len() {
+            self.edges.retain(|key, _| known.contains_key(key));
+        }
+    }
+}
+
+impl Told {
+    fn of(edge: &Edge<'_>) -> Self {
+        Self {
+            hosts: edge.hosts.len(),
+            names: edge.names.len(),
+            host_unknown: edge.host_unknown,
+            existing: edge.existing,
+        }
     }
 }
 
@@ -124,8 +173,27 @@ mod tests {
         losses: &[(&str, u64)],
     ) -> Vec<String> {
         let losses = losses.iter().map(|(cause, count)| ((*cause).to_owned(), *count)).collect();
-        let changes = changes.tell(edges, losses);
+        let changes = changes.tell(edges, &Hit::default(), &losses);
         changes.iter().map(|change| serde_json::to_string(change).unwrap()).collect()
+    }
+
+    #[test]
+    fn a_namespace_is_told_again_when_another_cause_has_hit_it() {
+        let (mut changes, edges, mut hit) = (Changes::default(), HashMap::new(), Hit::default());
+        let mut lines = |hit: &Hit| -> Vec<String> {
+            let changes = changes.tell(&edges, hit, &BTreeMap::new());
+            changes.iter().map(|change| serde_json::to_string(change).unwrap()).collect()
+        };
+        hit.note(Some(7), "edgesFull");
+        hit.note(Some(5), "headBudget");
+        let five = r#"{"netns":5,"incomplete":["headBudget"]}"#;
+        assert_eq!(lines(&hit), [five, r#"{"netns":7,"incomplete":["edgesFull"]}"#]);
+        assert!(lines(&hit).is_empty());
+        hit.note(Some(7), "dnsAnswer");
+        hit.note(None, "agentKilled");
+        let seven = r#"{"netns":7,"incomplete":["dnsAnswer","edgesFull"]}"#;
+        assert_eq!(lines(&hit), [seven, r#"{"incomplete":["agentKilled"]}"#]);
+        assert!(lines(&hit).is_empty());
     }
 
     #[test]
@@ -164,5 +232,25 @@ mod tests {
             ]
         );
         assert!(lines(&mut changes, &edges, &[("edgesFull", 3)]).is_empty());
+        assert!(changes.has_told_loss("edgesFull") && !changes.has_told_loss("dnsBudget"));
+    }
+
+    #[test]
+    fn an_edge_is_told_until_something_of_it_changes_and_told_anew_when_it_was_forgotten() {
+        let mut changes = Changes::default();
+        let mut edges = HashMap::from([(key(1), Observed { connects: 1, ..Observed::default() })]);
+        assert!(!changes.is_told(&key(1), &edges[&key(1)]));
+        assert_eq!(lines(&mut changes, &edges, &[]).len(), 1);
+        assert!(changes.is_told(&key(1), &edges[&key(1)]));
+        edges.get_mut(&key(1)).unwrap().hosts.insert(host("a"));
+        assert!(!changes.is_told(&key(1), &edges[&key(1)]));
+        assert_eq!(lines(&mut changes, &edges, &[]).len(), 1);
+        changes.forget(&[key(1)]);
+        assert!(!changes.is_told(&key(1), &edges[&key(1)]));
+        assert_eq!(lines(&mut changes, &edges, &[]).len(), 1);
+        changes.keep(&edges);
+        assert_eq!(changes.edges.len(), 1);
+        changes.keep(&HashMap::new());
+        assert!(changes.edges.is_empty());
     }
 }

@@ -6,6 +6,9 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use sidescope_common::{DEFAULT_EDGES, DEFAULT_RING_BYTES};
 
+use crate::scan::By;
+use crate::scanner::Client;
+
 /// Watches what the workloads of an Istio mesh connect to, and writes their Sidecar resources.
 #[derive(Debug, Parser)]
 #[command(version, propagate_version = true)]
@@ -26,7 +29,7 @@ pub enum Command {
     /// Watch this machine's workloads for as long as it runs, and record what they connect to even while it does not.
     ///
     /// Prints JSON lines: one for each edge (network namespace, user, destination) that is new or has changed, once a second, and the
-    /// losses by cause when they change. Kernel programs and maps are pinned in a BPF file system: they stay when this ends, by SIGTERM,
+    /// losses by cause when they change: those since the last such line of the agent before it. Kernel programs and maps are pinned in a BPF file system: they stay when this ends, by SIGTERM,
     /// SIGINT or otherwise, and the next agent goes on with them. `--purge` removes them.
     ///
     /// Needs root, Linux 5.10 or later, a cgroup2 hierarchy and a BPF file system.
@@ -76,15 +79,30 @@ pub struct Kernel {
 /// Options of `sidescope agent`.
 #[derive(Debug, Args)]
 pub struct Agent {
-    /// BPF file system in which programs and maps are kept from one agent to the next
+    /// BPF file system in which programs and maps are kept from one agent to the next; its folder there must be this user's alone
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf")]
     pub bpffs: PathBuf,
-    /// Instead of watching, remove all that agents have left in the kernel: programs, maps and folders, of every version
-    #[arg(long, conflicts_with_all = ["cgroup", "edges", "ring_bytes"])]
+    /// Instead of watching, remove all that agents have left in the kernel: programs, maps and folders, of every version. Where there is
+    /// no BPF file system, that is an error: it may be elsewhere
+    #[arg(long, conflicts_with_all = ["cgroup", "edges", "ring_bytes", "scanner"])]
     pub purge: bool,
+    /// Who enters the network namespaces of the pods, which takes SYS_ADMIN and SYS_PTRACE: the `sidescope scanner` at this socket, or
+    /// with `none` nobody (connections from before the programs are missing then, pods are known by their connections' own
+    /// address, and what the proxy of a pod with `hostUsers: false` does counts as its workload's); without it this process
+    #[arg(long, value_name = "PATH|none", value_parser = by)]
+    pub scanner: Option<By>,
     /// What to watch, and with which sizes
     #[command(flatten)]
     pub kernel: Kernel,
+}
+
+/// A socket of this name can be given as `./none`.
+fn by(text: &str) -> Result<By, String> {
+    match text {
+        "" => Err("expected the path of a scanner's socket, or none".to_owned()),
+        "none" => Ok(By::Nobody),
+        path => Ok(By::Scanner(Client::new(path))),
+    }
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
@@ -154,6 +172,40 @@ mod tests {
         for bad in ["0s", "30", "soon", "-1s"] {
             assert!(observe(&[&format!("--for={bad}")]).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn the_commands_in_the_readme_are_ones_that_it_takes() {
+        let lines =
+            include_str!("../../README.md").lines().filter_map(|line| line.strip_prefix("sudo sidescope "));
+        let mut kinds = std::collections::BTreeSet::new();
+        for line in lines {
+            let words =
+                line.split('#').next().unwrap_or_default().split_whitespace().filter(|word| *word != "&");
+            let parsed = Cli::try_parse_from(["sidescope"].into_iter().chain(words));
+            kinds.insert(match parsed.unwrap_or_else(|err| panic!("{line}: {err}")).command {
+                Command::Observe(_) => "observe",
+                Command::Agent(_) => "agent",
+                Command::Scanner(_) => "scanner",
+            });
+        }
+        assert_eq!(kinds.into_iter().collect::<Vec<_>>(), ["agent", "observe", "scanner"]);
+    }
+
+    #[test]
+    fn who_scans_is_a_socket_or_nobody_or_else_the_agent() {
+        let agent = |more: &[&str]| {
+            let cli = Cli::try_parse_from(["sidescope", "agent"].iter().chain(more));
+            cli.map(|cli| match cli.command {
+                Command::Agent(agent) => agent.scanner,
+                other => panic!("{other:?}"),
+            })
+        };
+        assert!(matches!(agent(&[]), Ok(None)));
+        assert!(matches!(agent(&["--scanner", "none"]), Ok(Some(By::Nobody))));
+        assert!(matches!(agent(&["--scanner", "./none"]), Ok(Some(By::Scanner(_)))));
+        assert!(agent(&["--scanner", ""]).is_err());
+        assert!(agent(&["--purge", "--scanner", "none"]).is_err());
     }
 
     #[test]

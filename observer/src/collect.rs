@@ -3,12 +3,14 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::mem;
 use std::net::{IpAddr, Ipv6Addr};
 
 use sidescope_common::{Addr, DnsEvent, EdgeEvent, EdgeKey, EdgeState, HeadEvent, edge_flags};
 
 use crate::answers::Answers;
 use crate::heads::{Heads, Outcome, Unreadable};
+use crate::losses::{Hit, Loss};
 use crate::model::names::Host;
 use crate::sockets::Socket;
 
@@ -27,6 +29,8 @@ pub const MAX_PROXIES: usize = 16_384;
 pub struct Observed {
     /// Connects.
     pub connects: u64,
+    /// Those of them that are not in the kernel's own set, but in that of other programs.
+    pub elsewhere: u64,
     /// Hosts that its requests named.
     pub hosts: BTreeSet<Host>,
     /// There was a request whose host is not known.
@@ -37,53 +41,13 @@ pub struct Observed {
     pub names: BTreeSet<Host>,
     /// Time of the last connect that was looked up in DNS answers; nanoseconds of CLOCK_MONOTONIC.
     pub looked_up: u64,
+    /// When a connection of it was last among the open ones; the same clock.
+    pub listed: u64,
     /// A connection of it was open when the sockets were last listed and it was among them. Without a connect this connection is
     /// older than the watch.
     pub existing: bool,
-}
-
-/// What user space could not make use of, by cause.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Loss {
-    /// A request head; see [`Unreadable`].
-    Head(Unreadable),
-    /// A host beyond [`MAX_HOSTS_PER_EDGE`].
-    TooManyHosts,
-    /// A record of the kernel that user space does not understand.
-    MalformedRecord,
-    /// DNS answers that could not be read, or not be kept.
-    DnsAnswer,
-    /// A connection that was open before, beyond [`MAX_EXISTING`] or beyond what is listed of one namespace.
-    TooManyExisting,
-    /// A connection that was open before, of which the kernel programs could not be told.
-    UnwatchedExisting,
-    /// A proxy in a user namespace of its own, beyond what the kernel's map holds (its connections take room in the edge set) or
-    /// beyond [`MAX_PROXIES`] (they count as its workload's).
-    TooManyProxies,
-    /// The agent before this one was killed: hosts and names that it had read and not reported are gone, unless they come again.
-    AgentKilled,
-    /// What an agent of another version had recorded cannot be read.
-    UnreadableLayout,
-}
-
-impl Loss {
-    /// Its name in `graph.json` and in logs.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Head(Unreadable::MissingPiece) => "headMissingPiece",
-            Self::Head(Unreadable::TooLong) => "headTooLong",
-            Self::Head(Unreadable::Malformed) => "headMalformed",
-            Self::Head(Unreadable::Crowded) => "headsCrowded",
-            Self::TooManyHosts => "tooManyHosts",
-            Self::MalformedRecord => "malformedRecord",
-            Self::DnsAnswer => "dnsAnswer",
-            Self::TooManyExisting => "tooManyExisting",
-            Self::UnwatchedExisting => "unwatchedExisting",
-            Self::TooManyProxies => "tooManyProxies",
-            Self::AgentKilled => "agentKilled",
-            Self::UnreadableLayout => "unreadableLayout",
-        }
-    }
+    /// Some connection of it has no search for hosts in the kernel, unless that was told of it.
+    pub unsearched: bool,
 }
 
 /// What a request told.
@@ -105,6 +69,9 @@ pub struct Collector {
     /// Namespace and user of proxies that the kernel did not know from the start; without a namespace it is this user in all of them.
     proxies: HashSet<(Option<u64>, u32)>,
     losses: BTreeMap<Loss, u64>,
+    hit: Hit,
+    /// See [`Collector::is_unsearched`].
+    unsearched: HashSet<(Addr, u32, u16)>,
     hosts: usize,
     existing: usize,
 }
@@ -122,7 +89,9 @@ impl Collector {
 
     /// A DNS message that a workload received.
     pub fn dns(&mut self, event: &DnsEvent, bytes: &[u8]) {
-        self.answers.take(event, bytes);
+        for netns in self.answers.take(event, bytes) {
+            self.hit.note(Some(netns), Loss::DnsAnswer.name());
+        }
     }
 
     /// A piece of a request head.
@@ -146,51 +115,81 @@ impl Collector {
 
     /// A record that makes no sense.
     pub fn malformed_record(&mut self) {
-        self.count(Loss::MalformedRecord);
+        self.count(Loss::MalformedRecord, None);
     }
 
-    /// Takes over what the kernel's edge set says now. The set is the truth: edges whose event was lost come in here.
-    pub fn sweep(&mut self, set: impl IntoIterator<Item = (EdgeKey, EdgeState)>) {
+    /// Takes over what the kernel's edge set says now. The set is the truth: edges whose event was lost come in here. Returns those of
+    /// it that are a proxy's, which need not take room there.
+    pub fn sweep(&mut self, set: impl IntoIterator<Item = (EdgeKey, EdgeState)>) -> Vec<EdgeKey> {
+        let mut left_out = Vec::new();
+        self.unsearched.clear();
         for (key, state) in set {
+            if self.is_left_out(&key) {
+                left_out.push(key);
+                continue;
+            }
+            let observed = self.edges.entry(key).or_default();
+            observed.connects = state.connects + observed.elsewhere;
+            look_at_state(&self.answers, &key, observed, &state);
+            if state.unsearched != 0 {
+                self.unsearched.insert(destination(&key));
+            }
+        }
+        left_out
+    }
+
+    /// Takes over what other programs have in their sets, which are read once; what came from there before is out of date.
+    pub fn elsewhere(&mut self, sets: impl IntoIterator<Item = (EdgeKey, EdgeState)>) {
+        for observed in self.edges.values_mut() {
+            observed.connects -= mem::take(&mut observed.elsewhere);
+        }
+        for (key, state) in sets {
             if self.is_left_out(&key) {
                 continue;
             }
             let observed = self.edges.entry(key).or_default();
-            observed.connects = state.connects;
-            // Only user space puts an edge without a connect into the set, for a connection that is older.
-            observed.existing |= state.connects == 0;
-            if observed.looked_up != state.last_ns {
-                look_up(&self.answers, &key, observed, state.last_ns);
-            }
-            observed.host_unknown |= state.flags & edge_flags::HOST_UNKNOWN != 0;
+            observed.elsewhere += state.connects;
+            observed.connects += state.connects;
+            look_at_state(&self.answers, &key, observed, &state);
         }
     }
 
     /// A connection that is open now, from the list of sockets. It is no connect; it keeps its edge alive, and makes one if it is
     /// older than the watch. Returns the edge; `None` where there is no room for it.
-    pub fn existing(&mut self, netns: u64, socket: &Socket) -> Option<EdgeKey> {
+    pub fn existing(&mut self, netns: u64, socket: &Socket, now: u64) -> Option<EdgeKey> {
         let key =
             EdgeKey { netns, addr: mapped(socket.address), uid: socket.uid, port: socket.port, reserved: 0 };
         if self.is_left_out(&key) {
             return None;
         }
-        match self.edges.entry(key) {
-            Entry::Occupied(mut known) => known.get_mut().existing = true,
+        let observed = match self.edges.entry(key) {
+            Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(_) if self.existing >= MAX_EXISTING => {
-                self.count(Loss::TooManyExisting);
+                self.count(Loss::TooManyExisting, Some(netns));
                 return None;
             }
             Entry::Vacant(new) => {
                 self.existing += 1;
-                new.insert(Observed { existing: true, ..Observed::default() });
+                new.insert(Observed::default())
             }
-        }
+        };
+        observed.existing = true;
+        observed.listed = now;
         Some(key)
     }
 
-    /// The kernel programs could not be told of a connection that was open before: hosts of its requests will not be known.
+    /// Whether the set has said by now that some connection of this edge has no search. `cookie` is that of the edge's namespace; where
+    /// the kernel does not tell it, the set has the edge under another number, and one of any namespace counts.
+    pub fn is_unsearched(&self, cookie: Option<u64>, key: &EdgeKey) -> bool {
+        match cookie {
+            Some(_) => self.edges.get(key).is_some_and(|observed| observed.unsearched),
+            None => self.unsearched.contains(&destination(key)),
+        }
+    }
+
+    /// The kernel programs could not be told of a connection that has no search, perhaps: hosts of its requests may not be known.
     pub fn unwatched(&mut self, key: &EdgeKey) {
-        self.count(Loss::UnwatchedExisting);
+        self.count(Loss::UnwatchedExisting, Some(key.netns));
         if let Some(observed) = self.edges.get_mut(key) {
             observed.host_unknown = true;
         }
@@ -203,45 +202,79 @@ impl Collector {
             return false;
         }
         if self.proxies.len() >= MAX_PROXIES {
-            self.too_many_proxies();
+            self.too_many_proxies(netns);
             return false;
         }
         self.proxies.insert((netns, uid));
-        for (_, gone) in
-            self.edges.extract_if(|key, _| key.uid == uid && netns.is_none_or(|netns| key.netns == netns))
-        {
+        self.remove(|key| key.uid == uid && netns.is_none_or(|netns| key.netns == netns));
+        true
+    }
+
+    /// These namespaces are gone: no more pieces of their requests will come.
+    pub fn close(&mut self, gone: &HashSet<u64>) {
+        for key in self.heads.give_up(|key| gone.contains(&key.netns)) {
+            self.unreadable(key, Unreadable::MissingPiece);
+        }
+    }
+
+    /// Drops what is known of these edges, and of these namespaces.
+    pub fn forget(&mut self, edges: &[EdgeKey], namespaces: &BTreeSet<u64>) {
+        let edges: HashSet<EdgeKey> = edges.iter().copied().collect();
+        for key in self.heads.give_up(|key| edges.contains(key)) {
+            self.count(Loss::Head(Unreadable::MissingPiece), Some(key.netns));
+        }
+        self.remove(|key| edges.contains(key));
+        self.proxies.retain(|(netns, _)| netns.is_none_or(|netns| !namespaces.contains(&netns)));
+        for netns in namespaces {
+            self.answers.forget(*netns);
+            self.hit.forget(*netns);
+        }
+    }
+
+    fn remove(&mut self, of: impl Fn(&EdgeKey) -> bool) {
+        for (_, gone) in self.edges.extract_if(|key, _| of(key)) {
             self.hosts -= gone.hosts.len();
             let was_made_by_it = gone.existing && gone.connects == 0;
             self.existing = self.existing.saturating_sub(usize::from(was_made_by_it));
         }
-        true
+    }
+
+    /// A namespace that there is no room for.
+    pub fn too_many_namespaces(&mut self) {
+        self.count(Loss::TooManyNamespaces, None);
     }
 
     /// A proxy that the kernel has no room for.
-    pub fn too_many_proxies(&mut self) {
-        self.count(Loss::TooManyProxies);
+    pub fn too_many_proxies(&mut self, netns: Option<u64>) {
+        self.count(Loss::TooManyProxies, netns);
     }
 
     /// The agent before this one was killed.
     pub fn agent_killed(&mut self) {
-        self.count(Loss::AgentKilled);
+        self.count(Loss::AgentKilled, None);
     }
 
     /// What an agent of another version had recorded cannot be read.
     pub fn unreadable_layout(&mut self) {
-        self.count(Loss::UnreadableLayout);
+        self.count(Loss::UnreadableLayout, None);
+    }
+
+    /// Another layout was given up before all open connections were listed.
+    pub fn unlisted_at_change(&mut self) {
+        self.count(Loss::UnlistedAtChange, None);
     }
 
     /// Connections that were open and could not be listed.
     pub fn unlisted(&mut self, count: u64) {
         if count > 0 {
             *self.losses.entry(Loss::TooManyExisting).or_default() += count;
+            self.hit.note(None, Loss::TooManyExisting.name());
         }
     }
 
     /// No more pieces will come: heads that still wait for one count as unknown.
     pub fn finish(&mut self) {
-        for key in self.heads.give_up() {
+        for key in self.heads.give_up(|_| true) {
             self.unreadable(key, Unreadable::MissingPiece);
         }
     }
@@ -266,6 +299,11 @@ impl Collector {
         losses
     }
 
+    /// Which network namespaces these losses have hit.
+    pub fn hit(&self) -> &Hit {
+        &self.hit
+    }
+
     fn is_left_out(&self, key: &EdgeKey) -> bool {
         let known = |netns| self.proxies.contains(&(netns, key.uid));
         known(Some(key.netns)) || known(None)
@@ -273,7 +311,7 @@ impl Collector {
 
     fn unreadable(&mut self, key: EdgeKey, why: Unreadable) {
         if !self.is_left_out(&key) {
-            self.count(Loss::Head(why));
+            self.count(Loss::Head(why), Some(key.netns));
             self.told(key, Told::Unknown);
         }
     }
@@ -298,13 +336,31 @@ impl Collector {
             self.hosts += usize::from(observed.hosts.insert(host));
         } else if !observed.hosts.contains(&host) {
             observed.host_unknown = true;
-            self.count(Loss::TooManyHosts);
+            self.count(Loss::TooManyHosts, Some(key.netns));
         }
     }
 
-    fn count(&mut self, loss: Loss) {
+    /// `None`: it may have hit any namespace.
+    fn count(&mut self, loss: Loss, netns: Option<u64>) {
         *self.losses.entry(loss).or_default() += 1;
+        self.hit.note(netns, loss.name());
     }
+}
+
+/// What a set says of an edge beside the connects.
+fn look_at_state(answers: &Answers, key: &EdgeKey, observed: &mut Observed, state: &EdgeState) {
+    // Only user space puts an edge without a connect into the set, for a connection that is older.
+    observed.existing |= state.connects == 0;
+    if observed.looked_up != state.last_ns {
+        look_up(answers, key, observed, state.last_ns);
+    }
+    observed.host_unknown |= state.flags & edge_flags::HOST_UNKNOWN != 0;
+    observed.unsearched |= state.unsearched != 0;
+}
+
+/// An edge without its namespace.
+fn destination(key: &EdgeKey) -> (Addr, u32, u16) {
+    (key.addr, key.uid, key.port)
 }
 
 /// Adds the names that the address of an edge had at a time.
@@ -335,6 +391,7 @@ mod tests {
     use sidescope_common::{event_kind, head_format};
 
     use super::*;
+    use crate::losses::CauseNames;
 
     fn key(port: u16) -> EdgeKey {
         EdgeKey { netns: 1, addr: [0; 16], uid: 0, port, reserved: 0 }
@@ -354,18 +411,62 @@ mod tests {
         }
     }
 
-    fn state(connects: u64, flags: u16) -> EdgeState {
-        EdgeState { first_ns: 1, last_ns: 2, connects, settled_tick: 0, window: 0, heads: 0, flags }
+    fn state(connects: u64, flags: u8) -> EdgeState {
+        EdgeState {
+            first_ns: 1,
+            last_ns: 2,
+            connects,
+            settled_tick: 0,
+            window: 0,
+            heads: 0,
+            flags,
+            unsearched: 0,
+        }
     }
 
     #[test]
     fn an_edge_whose_event_was_lost_comes_in_by_the_sweep() {
         let mut collector = Collector::default();
         collector.edge(&EdgeEvent { kind: event_kind::EDGE, reserved: 0, time_ns: 0, key: key(1) });
-        collector.sweep([(key(1), state(5, 0)), (key(2), state(3, edge_flags::UNREPORTED))]);
+        collector.sweep([(key(1), state(5, 0)), (key(2), state(3, 0))]);
         let connects: BTreeMap<u16, u64> =
             collector.edges().iter().map(|(key, observed)| (key.port, observed.connects)).collect();
         assert_eq!(connects, BTreeMap::from([(1, 5), (2, 3)]));
+    }
+
+    #[test]
+    fn connects_of_other_sets_are_added_once_and_their_marks_stay() {
+        let mut collector = Collector::default();
+        collector.sweep([(key(1), state(0, 0)), (key(2), state(3, 0))]);
+        let unknown = edge_flags::HOST_UNKNOWN;
+        collector.elsewhere([(key(1), state(5, unknown)), (key(2), state(6, 0)), (key(2), state(7, 0))]);
+        let check = |collector: &Collector, expected: [(u64, bool); 2]| {
+            let of = |port| collector.edges()[&key(port)].clone();
+            assert_eq!([of(1), of(2)].map(|edge| (edge.connects, edge.host_unknown)), expected);
+        };
+        check(&collector, [(5, true), (16, false)]);
+        // The own set tells only what it has itself.
+        collector.sweep([(key(1), state(1, 0)), (key(2), state(4, 0))]);
+        check(&collector, [(6, true), (17, false)]);
+        // The other sets are read once more, when one of the edges has moved into the own.
+        collector.elsewhere([(key(1), state(8, 0))]);
+        collector.sweep([(key(1), state(1, 0)), (key(2), state(17, 0))]);
+        check(&collector, [(9, true), (17, false)]);
+        assert!(collector.leave_out(None, 0));
+        collector.elsewhere([(key(1), state(8, 0))]);
+        assert!(collector.edges().is_empty());
+    }
+
+    #[test]
+    fn an_edge_has_connections_without_a_search_as_the_set_says() {
+        let mut collector = Collector::default();
+        collector.sweep([(key(1), state(5, 0)), (key(2), EdgeState { unsearched: 1, ..state(5, 0) })]);
+        for port in [1, 2, 3] {
+            assert_eq!(collector.is_unsearched(Some(1), &key(port)), port == 2);
+            let elsewhere = EdgeKey { netns: 9, ..key(port) };
+            assert!(!collector.is_unsearched(Some(9), &elsewhere));
+            assert_eq!(collector.is_unsearched(None, &elsewhere), port == 2, "whose it is cannot be told");
+        }
     }
 
     #[test]
@@ -383,6 +484,9 @@ mod tests {
             .map(|(key, _)| key.port)
             .collect();
         assert_eq!(unknown, BTreeSet::from([1, 2, 4]));
+        let causes = CauseNames::from(["headMalformed", "headMissingPiece"]);
+        assert_eq!(collector.hit().namespaces(), &BTreeMap::from([(1, causes)]));
+        assert!(collector.hit().everywhere().is_empty());
         assert_eq!(
             collector.losses(),
             BTreeMap::from([
@@ -435,13 +539,13 @@ mod tests {
     #[test]
     fn a_connection_from_before_makes_an_edge_without_a_connect() {
         let mut collector = Collector::default();
-        collector.existing(7, &socket("10.0.0.1", 80));
-        collector.existing(7, &socket("10.0.0.1", 80));
-        collector.existing(7, &socket("fd00::1", 80));
+        collector.existing(7, &socket("10.0.0.1", 80), 5);
+        collector.existing(7, &socket("10.0.0.1", 80), 5);
+        collector.existing(7, &socket("fd00::1", 80), 5);
         let addr = "::ffff:10.0.0.1".parse::<Ipv6Addr>().unwrap().octets();
         let key = EdgeKey { netns: 7, addr, uid: 5, port: 80, reserved: 0 };
         assert_eq!(collector.edges().len(), 2);
-        assert_eq!(collector.edges()[&key], Observed { existing: true, ..Observed::default() });
+        assert_eq!(collector.edges()[&key], Observed { existing: true, listed: 5, ..Observed::default() });
         collector.sweep([(key, state(3, 0))]);
         let observed = &collector.edges()[&key];
         assert_eq!((observed.existing, observed.connects), (true, 3));
@@ -459,7 +563,7 @@ mod tests {
     #[test]
     fn a_connection_from_before_of_which_the_kernel_does_not_know_has_unknown_hosts() {
         let mut collector = Collector::default();
-        let key = collector.existing(7, &socket("10.0.0.1", 80)).unwrap();
+        let key = collector.existing(7, &socket("10.0.0.1", 80), 5).unwrap();
         assert!(!collector.edges()[&key].host_unknown);
         collector.unwatched(&key);
         assert!(collector.edges()[&key].host_unknown);
@@ -481,7 +585,7 @@ mod tests {
                     collector.sweep([(key, state(3, edge_flags::HOST_UNKNOWN))]);
                     collector.head(&HeadEvent { key, ..head(80, 7) }, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n");
                 }
-                collector.existing(1, &socket("10.0.0.1", 80));
+                collector.existing(1, &socket("10.0.0.1", 80), 5);
             };
             say(&mut collector);
             assert_eq!((collector.edges().len(), collector.hosts()), (4, 3));
@@ -501,6 +605,45 @@ mod tests {
     }
 
     #[test]
+    fn edges_of_a_proxy_take_no_room_in_the_kernels_set() {
+        let mut collector = Collector::default();
+        let set = [(of(1, 5), state(3, 0)), (of(1, 6), state(3, 0)), (of(2, 5), state(3, 0))];
+        assert_eq!(collector.sweep(set), []);
+        assert!(collector.leave_out(Some(1), 5));
+        assert_eq!(collector.sweep(set), [of(1, 5)]);
+    }
+
+    #[test]
+    fn nothing_is_left_of_what_is_forgotten() {
+        let mut collector = Collector::default();
+        let [gone, lives] = [of(1, 6), of(2, 6)];
+        for key in [gone, lives] {
+            collector.sweep([(key, state(1, 0))]);
+            collector.head(&HeadEvent { key, ..head(80, key.netns) }, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+            // One that waits for its rest.
+            let waits = HeadEvent { key, ..head(80, key.netns + 10) };
+            collector.head(&waits, b"GET / HTTP/1.1\r\nHo");
+            collector.leave_out(Some(key.netns), 5);
+            collector.existing(key.netns, &Socket { uid: 7, ..socket("10.0.0.1", 80) }, 5);
+        }
+        collector.close(&HashSet::from([1]));
+        assert!(collector.edges()[&gone].host_unknown, "it must be told before");
+        assert!(!collector.edges()[&lives].host_unknown);
+        assert_eq!(collector.losses(), BTreeMap::from([(Loss::Head(Unreadable::MissingPiece), 1)]));
+
+        let edges: Vec<_> = collector.edges().keys().filter(|key| key.netns == 1).copied().collect();
+        collector.forget(&edges, &BTreeSet::from([1]));
+        assert!(collector.edges().keys().all(|key| key.netns == 2));
+        assert_eq!((collector.edges().len(), collector.hosts(), collector.existing), (2, 1, 1));
+        assert_eq!(collector.proxies, HashSet::from([(Some(2), 5)]));
+        // The same again is new.
+        collector.sweep([(gone, state(1, 0))]);
+        assert_eq!(collector.edges()[&gone], Observed { connects: 1, looked_up: 2, ..Observed::default() });
+        collector.finish();
+        assert_eq!(collector.losses()[&Loss::Head(Unreadable::MissingPiece)], 2);
+    }
+
+    #[test]
     fn what_cannot_be_read_of_a_proxys_requests_is_no_loss() {
         let mut collector = Collector::default();
         // One that waits for its rest, and one that comes when it is known whose it is.
@@ -515,7 +658,7 @@ mod tests {
     fn proxies_are_bounded_and_what_is_beyond_is_counted() {
         let mut collector = Collector::default();
         let news = (0..MAX_PROXIES as u64 + 3).filter(|netns| collector.leave_out(Some(*netns), 5)).count();
-        collector.too_many_proxies();
+        collector.too_many_proxies(None);
         assert_eq!(news, MAX_PROXIES);
         assert_eq!(collector.losses(), BTreeMap::from([(Loss::TooManyProxies, 4)]));
     }
@@ -525,7 +668,7 @@ mod tests {
         let mut collector = Collector::default();
         for i in 0..MAX_EXISTING as u32 + 3 {
             let address = std::net::Ipv4Addr::from(0x0a00_0000 + i).to_string();
-            collector.existing(7, &socket(&address, 80));
+            collector.existing(7, &socket(&address, 80), 5);
         }
         collector.unlisted(0);
         collector.unlisted(4);

@@ -78,12 +78,12 @@ impl DnsNames {
         Self { limits, ..Self::default() }
     }
 
-    /// Takes an answer that reached a program in `netns` at `now`.
-    pub fn insert(&mut self, now: u64, netns: u64, answer: &Answer) {
+    /// Takes an answer that reached a program in `netns` at `now`. Returns other namespaces whose names had to go before their time.
+    pub fn insert(&mut self, now: u64, netns: u64, answer: &Answer) -> Vec<u64> {
         if answer.addresses.is_empty() {
-            return;
+            return Vec::new();
         }
-        self.make_room(now, netns);
+        let evicted = self.make_room(now, netns);
         let namespace = self.namespaces.entry(netns).or_default();
         for (address, ttl) in &answer.addresses {
             let nanos = (*ttl).clamp(MIN_LIFETIME, MAX_LIFETIME).as_nanos();
@@ -91,6 +91,7 @@ impl DnsNames {
             let lifetime = Lifetime { from: now, until: now.saturating_add(nanos) };
             namespace.insert(*address, &answer.question, lifetime, self.limits, &mut self.evictions);
         }
+        evicted
     }
 
     /// The names of `address` that held in `netns` at `time`, in alphabetical order.
@@ -114,19 +115,22 @@ impl DnsNames {
     }
 
     /// Makes room for one namespace: those without a name that still holds go first, and are no loss.
-    fn make_room(&mut self, now: u64, netns: u64) {
+    fn make_room(&mut self, now: u64, netns: u64) -> Vec<u64> {
+        let mut evicted = Vec::new();
         if self.namespaces.contains_key(&netns) || self.namespaces.len() < self.limits.namespaces {
-            return;
+            return evicted;
         }
         self.namespaces.retain(|_, namespace| namespace.expires() > now);
         while self.namespaces.len() >= self.limits.namespaces {
             let oldest = self.namespaces.iter().map(|(netns, namespace)| (namespace.expires(), *netns)).min();
             let Some((_, oldest)) = oldest else {
-                return;
+                break;
             };
             self.namespaces.remove(&oldest);
             self.evictions.namespaces += 1;
+            evicted.push(oldest);
         }
+        evicted
     }
 }
 

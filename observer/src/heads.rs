@@ -88,10 +88,9 @@ impl Heads {
         outcome
     }
 
-    /// Gives up all that wait, and returns their edges: their hosts will not be told any more.
-    pub fn give_up(&mut self) -> Vec<EdgeKey> {
-        self.order.clear();
-        self.partial.drain().map(|(_, partial)| partial.key).collect()
+    /// Gives up those that wait and are `of` such an edge, and returns their edges: their hosts will not be told any more.
+    pub fn give_up(&mut self, of: impl Fn(&EdgeKey) -> bool) -> Vec<EdgeKey> {
+        self.partial.extract_if(|_, partial| of(&partial.key)).map(|(_, partial)| partial.key).collect()
     }
 
     fn keep(&mut self, event: &HeadEvent, piece: &[u8], evicted: &mut impl FnMut(EdgeKey)) {
@@ -216,6 +215,10 @@ mod tests {
         assert!(heads.partial.len() <= MAX_PARTIAL);
         assert!(heads.order.len() <= 2 * MAX_PARTIAL);
         assert!(gone.is_sorted(), "not by age: {gone:?}");
-        assert_eq!(gone.len() + heads.give_up().len(), MAX_PARTIAL * 10 * 2 / 3, "some were forgotten");
+        assert_eq!(
+            gone.len() + heads.give_up(|_| true).len(),
+            MAX_PARTIAL * 10 * 2 / 3,
+            "some were forgotten"
+        );
     }
 }

@@ -8,14 +8,15 @@ use crate::inventory::{Builder, Inventory, InventoryError};
 /// Files of a directory that are read.
 const EXTENSIONS: [&str; 3] = ["yaml", "yml", "json"];
 
+/// What makes an inventory.
+const KUBECTL: &str = "kubectl get \
+     namespaces,pods,services,endpointslices,deployments,replicasets,statefulsets,daemonsets,jobs,cronjobs -A -o yaml";
+
 /// Why there is no inventory.
 #[derive(Debug, thiserror::Error)]
 pub enum InputError {
     /// A file or directory cannot be read.
-    #[error(
-        "cannot read the inventory {path}: {reason}; make one with: kubectl get \
-         namespaces,pods,services,endpointslices,deployments,replicasets,statefulsets,daemonsets,jobs,cronjobs -A -o yaml"
-    )]
+    #[error("cannot read the inventory {path}: {reason}; make one with: {KUBECTL}")]
     Read {
         /// The file or directory.
         path: PathBuf,
@@ -23,13 +24,17 @@ pub enum InputError {
         reason: io::Error,
     },
     /// The directory holds nothing to read.
-    #[error("the inventory {path} is a directory without a .yaml, .yml or .json file")]
+    #[error(
+        "the inventory {path} is a directory without a .yaml, .yml or .json file; put one there with: {KUBECTL} > {path}/mesh.yaml"
+    )]
     NoFiles {
         /// The directory.
         path: PathBuf,
     },
     /// Without a pod nothing that is seen has a source.
-    #[error("the inventory {path} holds no Pod: every connection is told by the address of a pod")]
+    #[error(
+        "the inventory {path} holds no Pod, and every connection is told by the address of a pod; make one with: {KUBECTL}"
+    )]
     NoPods {
         /// The file or directory.
         path: PathBuf,

@@ -20,6 +20,8 @@ pub mod hpack;
 pub mod http1;
 pub mod input;
 pub mod inventory;
+pub mod living;
+pub mod losses;
 pub mod mesh_index;
 pub mod model;
 pub mod namespaces;

@@ -61,10 +61,15 @@ pub enum What {
 pub struct Part {
     /// Cookie of the namespace, or another number of its own where the kernel (before 5.14) does not tell cookies.
     pub netns: u64,
+    /// A process of the watched cgroup lives in it.
+    pub watched: bool,
     /// Its addresses, without loopback and link-local ones.
     pub addresses: BTreeSet<IpAddr>,
     /// Its outgoing sockets, at most [`PART_SOCKETS`].
     pub sockets: Vec<Socket>,
+    /// Not all its sockets could be listed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unlisted: bool,
     /// Where the kernel does not tell cookies: ids of the cgroups whose processes live in this namespace and in no other.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub cgroups: BTreeSet<u64>,
@@ -150,7 +155,7 @@ pub fn look(cgroup: &Path, what: What, mut emit: impl FnMut(Part) -> ControlFlow
             }
         };
         let mut part = match enter(&file, inode) {
-            Ok(netns) => Part { netns, ..Part::default() },
+            Ok(netns) => Part { netns, watched: watched.namespaces.contains(&inode), ..Part::default() },
             Err(err) => {
                 summary.fail(&path, "enter", &err);
                 continue;
@@ -176,13 +181,17 @@ pub fn look(cgroup: &Path, what: What, mut emit: impl FnMut(Part) -> ControlFlow
             Err(err) => summary.fail(&path, "list the addresses of", &err),
         }
         let mut sockets = Vec::new();
-        if what == What::Sockets && watched.namespaces.contains(&inode) {
+        if what == What::Sockets && part.watched {
             match outgoing_sockets() {
                 Ok(found) => {
                     summary.sockets_beyond += found.beyond;
+                    part.unlisted = found.beyond > 0;
                     sockets = found.sockets;
                 }
-                Err(err) => summary.fail(&path, "list the sockets of", &err),
+                Err(err) => {
+                    part.unlisted = true;
+                    summary.fail(&path, "list the sockets of", &err);
+                }
             }
         }
         summary.sockets += sockets.len() as u64;
@@ -198,11 +207,11 @@ fn hand_on(
     sockets: Vec<Socket>,
     emit: &mut impl FnMut(Part) -> ControlFlow<()>,
 ) -> ControlFlow<()> {
-    let netns = part.netns;
+    let (netns, watched) = (part.netns, part.watched);
     for socket in sockets {
         part.sockets.push(socket);
         if part.sockets.len() == PART_SOCKETS {
-            emit(mem::replace(&mut part, Part { netns, ..Part::default() }))?;
+            emit(mem::replace(&mut part, Part { netns, watched, ..Part::default() }))?;
         }
     }
     emit(part)
@@ -351,9 +360,10 @@ mod tests {
             (PART_SOCKETS * 2 + 1, vec![PART_SOCKETS, PART_SOCKETS, 1]),
         ] {
             let mut found = Vec::new();
-            let part = Part { netns: 7, addresses: addresses.clone(), ..Part::default() };
+            let part = Part { netns: 7, watched: true, addresses: addresses.clone(), ..Part::default() };
             let flow = hand_on(part, vec![socket.clone(); count], &mut |part: Part| {
-                assert_eq!((part.netns, part.addresses.is_empty()), (7, !found.is_empty()));
+                assert_eq!((part.netns, part.watched), (7, true));
+                assert_eq!(part.addresses.is_empty(), !found.is_empty());
                 found.push(part.sockets.len());
                 ControlFlow::Continue(())
             });

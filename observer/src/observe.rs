@@ -17,13 +17,15 @@ use crate::input::read_inventory;
 use crate::inventory::Inventory;
 use crate::mesh_index::MeshIndex;
 use crate::model::graph::{Graph, Unattributed};
+use crate::model::names::WorkloadRef;
 use crate::older::Older;
 use crate::output::{self, Results};
 use crate::plan::{Plan, plan};
 use crate::probes::{ProbeError, Probes, Settings};
 use crate::progress::{Progress, Snapshot};
 use crate::render;
-use crate::report::{Style, tree};
+use crate::report::{Style, remedy, tree};
+use crate::scan::By;
 use crate::watch::{Failure, Step, Stop, Watch};
 
 /// How long the last scan may take before the results are written without it.
@@ -46,8 +48,9 @@ pub async fn run(args: &Observe) -> Result<(), Failure> {
     let probes = Probes::attach(&cgroup.dir, &settings).map_err(|err| setup(err.into()))?;
     output::check(&args.out).map_err(|err| setup(err.into()))?;
     info!(cgroup = %cgroup.path.display(), "watching");
+    cgroup.warn_if_empty();
 
-    let watch = Watch::new(probes, &settings, cgroup.path, Older::default());
+    let watch = Watch::new(probes, &settings, cgroup.path, Older::default(), By::ThisProcess);
     let mut observing = Observing { watch, index: &index };
     observing.until_told(&mut stop, args.duration).await.map_err(Failure::Run)?;
     let graph = observing.finish().await.map_err(Failure::Run)?;
@@ -107,9 +110,13 @@ impl Observing<'_> {
         self.watch.sources.flows(self.index, self.watch.collector.edges())
     }
 
+    fn watched(&self) -> BTreeMap<WorkloadRef, usize> {
+        self.watch.sources.watched(self.index, self.watch.collector.edges())
+    }
+
     fn snapshot(&self, elapsed: Duration) -> Result<Snapshot, ProbeError> {
         let (flows, unattributed) = self.flows();
-        let graph = attribute(self.index, &flows, &self.watch.sources.watched(self.index));
+        let graph = attribute(self.index, &flows, &self.watched());
         Ok(Snapshot {
             elapsed,
             connections: self.watch.probes.counter(Counter::Connects)?,
@@ -128,14 +135,30 @@ impl Observing<'_> {
         }
         self.watch.collector.finish();
         let (flows, unattributed) = self.flows();
-        let mut graph = attribute(self.index, &flows, &self.watch.sources.watched(self.index));
+        let mut graph = attribute(self.index, &flows, &self.watched());
         graph.unattributed = unattributed;
         graph.losses = self.watch.losses()?;
-        if self.watch.collector.edges().is_empty() {
-            warn!(cgroup = %self.watch.cgroup.display(), "no connection of a workload was seen");
+        let (mut losses, anyone) = self.watch.sources.losses(self.index, &self.watch.hit()?);
+        for node in &mut graph.workloads {
+            node.losses = losses.remove(&node.workload).unwrap_or_default();
+            node.losses.extend(anyone.iter().cloned());
+        }
+        let cgroup = self.watch.cgroup.display();
+        if graph.workloads.is_empty() {
+            warn!(
+                %cgroup,
+                "no pod of the inventory was watched: name a cgroup with pods of this machine in --cgroup, or leave it out, and make the \
+                 inventory of the cluster that this machine belongs to"
+            );
+        } else if self.watch.collector.edges().is_empty() {
+            warn!(%cgroup, "no connection of a workload was seen");
         }
         for (cause, count) in &graph.losses {
-            warn!(%cause, count, "not all could be seen: graph.json counts it, and marks the edges as far as they are known");
+            let remedy = remedy(cause);
+            warn!(
+                %cause, count, remedy,
+                "not all could be seen: graph.json counts it, and marks the workloads and edges that it has hit"
+            );
         }
         Ok(graph)
     }

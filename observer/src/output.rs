@@ -20,7 +20,10 @@ const STAGING: &str = ".sidescope-";
 #[derive(Debug, thiserror::Error)]
 pub enum OutputError {
     /// A file or directory cannot be written.
-    #[error("cannot write {path}; the earlier results are unchanged")]
+    #[error(
+        "cannot write {path}; the earlier results are unchanged. Choose an --out that root can write to, on a file system such as ext4, \
+         xfs, btrfs or tmpfs, with room left"
+    )]
     Write {
         /// The file or directory.
         path: PathBuf,

@@ -1,7 +1,9 @@
 //! The kernel boundary: loads the programs, attaches them, and reads their maps. Only here this crate has `unsafe`.
 #![expect(unsafe_code, reason = "the kernel is asked here, and nowhere else")]
 
+mod attached;
 mod error;
+mod forget;
 mod kernel;
 mod layout;
 mod link;
@@ -12,22 +14,31 @@ pub mod pins;
 mod programs;
 mod proxies;
 mod records;
+mod told;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::time::Duration;
 
-use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
-use sidescope_common::{Counter, EdgeKey, EdgeState, HostKey, SourceAddr, SourceKey, names};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
+use nix::errno::Errno;
+use sidescope_common::{
+    ALL_NAMESPACES, Causes, Counter, EdgeKey, EdgeState, HostKey, SourceAddr, SourceKey, names,
+};
 use tokio::io::unix::AsyncFd;
 use tokio::time::timeout;
 
 pub use error::ProbeError;
+use forget::remove;
+pub use kernel::now_ns;
+use kernel::{BPF_NOEXIST, errno};
 pub use namespaces::{netns_cookie, user_namespace};
 use older::Older;
 pub use programs::RunTime;
 use programs::{HOOKS, OBJECT, Programs};
 use records::parse;
 pub use records::{Event, Malformed};
+use told::Counts;
 
 /// Oldest kernel whose hooks have all that the programs call.
 pub const MIN_KERNEL: (u16, u16) = (5, 10);
@@ -67,8 +78,15 @@ pub struct Probes {
     cgroups: HashMap<MapData, u64, u64>,
     proxy_uids: HashMap<MapData, u32, u64>,
     counters: PerCpuArray<MapData, u64>,
+    losses: HashMap<MapData, u64, Causes>,
     /// What programs counted whose maps are gone.
-    earlier: [u64; Counter::ALL.len()],
+    earlier: Counts,
+    /// What the agents before this one have told of the counters.
+    before: Counts,
+    /// None where nobody goes on with them.
+    told: Option<Array<MapData, u64>>,
+    /// Whom the losses have hit that earlier programs counted.
+    earlier_losses: BTreeMap<u64, Causes>,
     older: Older,
     ring: AsyncFd<RingBuf<MapData>>,
 }
@@ -111,6 +129,11 @@ impl Probes {
         for uid in &settings.proxy_uids {
             proxy_uids.insert(uid, 0, 0).map_err(map_error(names::PROXY_UIDS))?;
         }
+        let mut losses: HashMap<MapData, u64, Causes> = typed(map(names::LOSSES)?, names::LOSSES)?;
+        match losses.insert(ALL_NAMESPACES, Causes::default(), BPF_NOEXIST) {
+            Err(err) if errno(&err) != Some(Errno::EEXIST) => return Err(map_error(names::LOSSES)(err)),
+            _ => {}
+        }
         let ring = typed(map(names::EVENTS)?, names::EVENTS)?;
         Ok(Self {
             programs: None,
@@ -120,7 +143,11 @@ impl Probes {
             cgroups: typed(map(names::CGROUPS)?, names::CGROUPS)?,
             proxy_uids,
             counters: typed(map(names::COUNTERS)?, names::COUNTERS)?,
-            earlier: [0; Counter::ALL.len()],
+            losses,
+            earlier: Counts::default(),
+            before: Counts::default(),
+            told: None,
+            earlier_losses: BTreeMap::new(),
             older: Older::open(map)?,
             // SAFETY: the ring owns its descriptor and keeps it open and the same for as long as it lives.
             ring: unsafe { AsyncFd::register(ring) }.map_err(|err| ProbeError::Wait(err.into()))?,
@@ -189,8 +216,8 @@ impl Probes {
         drain(self.ring.get_mut(), usize::MAX, handle);
     }
 
-    /// Tells the programs of a connection from before them, by the cookie of its socket: its edge comes into the set, and the hosts
-    /// of its requests are looked for. False: there is no room.
+    /// Tells the programs of a connection that has no search, by the cookie of its socket: its edge comes into the set, and the
+    /// hosts of its requests are looked for. One that has a search goes on with that. False: there is no room.
     ///
     /// # Errors
     /// When the kernel refuses to write the maps.
@@ -198,19 +225,19 @@ impl Probes {
         self.older.add(&mut self.edges, socket, edge)
     }
 
-    /// Such connections were closed; `any`: whether others may still be open.
+    /// Such connections were closed.
     ///
     /// # Errors
     /// When the kernel refuses to write the maps.
-    pub fn forget_older(&mut self, sockets: &[u64], any: bool) -> Result<(), ProbeError> {
-        self.older.forget(sockets, any)
+    pub fn forget_older(&mut self, sockets: &[u64]) -> Result<(), ProbeError> {
+        self.older.forget(sockets)
     }
 
-    /// Sockets that the programs were told of as connections from before them.
+    /// Sockets that the programs were told of, each with its network namespace.
     ///
     /// # Errors
     /// When the kernel refuses to read the map.
-    pub fn older(&self) -> Result<Vec<u64>, ProbeError> {
+    pub fn older(&self) -> Result<Vec<(u64, u64)>, ProbeError> {
         self.older.sockets()
     }
 
@@ -221,10 +248,7 @@ impl Probes {
     pub fn forget_hosts(&mut self) -> Result<(), ProbeError> {
         let hosts: Result<Vec<HostKey>, _> = self.hosts.keys().collect();
         for host in hosts.map_err(map_error(names::HOSTS))? {
-            match self.hosts.remove(&host) {
-                Ok(()) | Err(MapError::KeyNotFound) => {}
-                Err(err) => return Err(map_error(names::HOSTS)(err)),
-            }
+            remove(&mut self.hosts, &host, names::HOSTS)?;
         }
         Ok(())
     }
@@ -253,14 +277,26 @@ impl Probes {
         entries(&self.cgroups, names::CGROUPS)
     }
 
-    /// What the kernel counted, summed over all CPUs, since the programs were loaded or those that they have replaced.
+    /// Which losses have hit which network namespaces, or all of them, since the programs were loaded or those that they have
+    /// replaced.
+    ///
+    /// # Errors
+    /// When the kernel refuses to read the map.
+    pub fn losses(&self) -> Result<Vec<(u64, Causes)>, ProbeError> {
+        let mut losses = entries(&self.losses, names::LOSSES)?;
+        losses.extend(self.earlier_losses.iter().map(|(netns, causes)| (*netns, *causes)));
+        Ok(losses)
+    }
+
+    /// What the kernel counted, summed over all CPUs, and by programs that these have replaced; of losses, what no agent before this one
+    /// has told.
     ///
     /// # Errors
     /// When the kernel refuses to read the map.
     pub fn counter(&self, counter: Counter) -> Result<u64, ProbeError> {
-        let index = counter as u32;
-        let values = self.counters.get(&index, 0).map_err(map_error(names::COUNTERS))?;
-        Ok(self.earlier[index as usize] + values.iter().sum::<u64>())
+        let index = counter as usize;
+        let values = self.counters.get(&(counter as u32), 0).map_err(map_error(names::COUNTERS))?;
+        Ok(self.earlier[index] + values.iter().sum::<u64>().saturating_sub(self.before[index]))
     }
 }
 

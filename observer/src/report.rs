@@ -5,6 +5,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
+use sidescope_common::Counter;
+
 use crate::model::graph::{
     Dependency, DirectCall, Evidence, Graph, PortUse, Unattributed, UnresolvedReason, WorkloadNode,
 };
@@ -50,6 +52,11 @@ impl Branch {
     fn leaf(text: String) -> Self {
         Self { text, below: Vec::new() }
     }
+}
+
+/// What a user can do against a loss.
+pub fn remedy(cause: &str) -> Option<&'static str> {
+    (cause == Counter::EdgesFull.name()).then_some("the edge set was full: raise --edges")
 }
 
 /// The whole report: who calls whom and how that was learnt, what each workload no longer has to carry, who gets no Sidecar
@@ -267,9 +274,18 @@ fn left_out(out: &mut String, graph: &Graph, plan: &Plan) {
     let Unattributed { unknown, ambiguous, foreign } = graph.unattributed;
     let mut lines = Vec::new();
     if plan.not_judged > 0 {
-        let (one, several) = ("workload has", "workloads have");
-        let workloads = counted(plan.not_judged as u64, one, several);
-        lines.push(format!("{workloads} no watched pod on this machine: not judged"));
+        let workloads = counted(plan.not_judged as u64, "workload was", "workloads were");
+        lines.push(format!(
+            "{workloads} not watched (no pod on this machine and in the watched cgroup): not judged"
+        ));
+    }
+    for (cause, count) in &graph.losses {
+        if let Some(remedy) = remedy(cause) {
+            lines.push(format!(
+                "{} not recorded ({cause}): {remedy}",
+                counted(*count, "connect was", "connects were")
+            ));
+        }
     }
     for (count, what) in [
         (foreign, "from outside the inventory's pods (not part of the graph)"),

@@ -2,7 +2,7 @@
 //! (see [`scanner`](crate::scanner)). What it finds comes in the same way from both.
 
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::{io, thread};
 
 use serde::{Deserialize, Serialize};
@@ -11,6 +11,7 @@ use tokio::task::AbortHandle;
 
 pub use crate::namespaces::What;
 use crate::namespaces::{Part, Summary, look};
+use crate::scanner::{Client, ClientError};
 
 /// Parts that may wait for their reader; the scan waits when there are more.
 pub(crate) const QUEUE: usize = 4;
@@ -32,14 +33,46 @@ pub enum ScanError {
     #[error("cannot start a thread for the scan of the network namespaces")]
     Thread(#[source] io::Error),
     /// It cannot be told where to look.
-    #[error("cannot scan the network namespaces")]
+    #[error(
+        "cannot scan the network namespaces (it takes the capabilities SYS_ADMIN and SYS_PTRACE; `sidescope agent --scanner` has \
+         another process do it)"
+    )]
     Look(#[source] io::Error),
     /// It panicked.
     #[error("the scan of the network namespaces ended before it was through")]
     CutShort,
     /// See there.
     #[error(transparent)]
-    Client(#[from] crate::scanner::ClientError),
+    Client(#[from] ClientError),
+}
+
+/// Who enters the network namespaces.
+#[derive(Clone, Debug)]
+pub enum By {
+    /// This process.
+    ThisProcess,
+    /// The scanner: a process of its own.
+    Scanner(Client),
+    /// Nobody.
+    Nobody,
+}
+
+impl By {
+    /// Starts a scan; none where nobody does any. In this process sockets are those of the processes of `cgroup`; a scanner was
+    /// told which when it was started.
+    ///
+    /// # Errors
+    /// When it cannot even be begun.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn start(&self, cgroup: &Path, what: What) -> Result<Option<Running>, ScanError> {
+        match self {
+            Self::ThisProcess => start(cgroup.to_owned(), what).map(Some),
+            Self::Scanner(client) => Ok(Some(client.start(what))),
+            Self::Nobody => Ok(None),
+        }
+    }
 }
 
 /// A scan under way. Dropping it ends it.

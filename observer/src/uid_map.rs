@@ -8,6 +8,10 @@ pub const MAX_EXTENTS: usize = 340;
 /// Whoever makes a namespace chooses its map, so one that leads below is not believed: it would hide what others do.
 pub const FIRST_OF_PODS: u32 = 1 << 16;
 
+/// The kubelet gives each pod at least so many uids. To map so many takes rights that a pod does not have; to map one of its own takes
+/// none.
+pub const COUNT_OF_POD: u64 = 1 << 16;
+
 /// A run of uids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Extent {
@@ -76,6 +80,13 @@ impl UidMap {
         outside.filter(|uid| *uid >= FIRST_OF_PODS).collect()
     }
 
+    /// The same, where they would be left out in all network namespaces: only if this is as much as the kubelet gives to a pod, or
+    /// every program could hide in this way what its user does elsewhere.
+    pub fn of_pod_everywhere(&self, inside: &[u32]) -> Vec<u32> {
+        let count: u64 = self.0.iter().map(|extent| u64::from(extent.count)).sum();
+        if count < COUNT_OF_POD { Vec::new() } else { self.of_pod(inside) }
+    }
+
     fn outside(&self, uid: u32) -> Option<u32> {
         self.0.iter().find_map(|extent| {
             let offset = uid.checked_sub(extent.inside).filter(|offset| *offset < extent.count)?;
@@ -126,6 +137,21 @@ mod tests {
             ("1337 65536 1\n", vec![65_536]),
         ] {
             assert_eq!(UidMap::parse(text).unwrap().of_pod(&[1337, 100]), uids, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn where_uids_are_left_out_everywhere_only_what_the_kubelet_makes_is_believed() {
+        for (text, uids) in [
+            ("0 2000000 65536\n", vec![2_001_337]),
+            ("0 2000000 131072\n", vec![2_001_337]),
+            ("0 2000000 65535\n", vec![]),
+            ("0 2000000 1338\n1338 3000000 64198\n", vec![2_001_337]),
+            // What a program makes for itself, and calls itself in it.
+            ("1337 2000000 1\n", vec![]),
+            ("", vec![]),
+        ] {
+            assert_eq!(UidMap::parse(text).unwrap().of_pod_everywhere(&[1337]), uids, "{text:?}");
         }
     }
 

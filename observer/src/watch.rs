@@ -1,26 +1,29 @@
 //! Watching the kernel: what `observe` and `agent` have in common. Holds the loop; decides nothing.
 
 use std::collections::BTreeMap;
+use std::mem;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
-use sidescope_common::Counter;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use sidescope_common::{Counter, EdgeKey, EdgeState};
 use tokio::time::{Interval, MissedTickBehavior, interval};
-use tracing::{debug, warn};
 
 use crate::collect::{Collector, address};
-use crate::namespaces::{Part, Summary};
-use crate::older::Older;
-use crate::probes::{Event, Malformed, ProbeError, Probes, Settings};
-use crate::scan::{Found, ScanError, What};
+use crate::living::Living;
+use crate::losses::Hit;
+use crate::namespaces::Part;
+use crate::older::{Older, Sight};
+use crate::probes::{Event, Malformed, ProbeError, Probes, Settings, now_ns};
+use crate::scan::{By, Found, ScanError, What};
 use crate::sockets::Socket;
-use crate::sources::Sources;
+use crate::sources::{Name, Sources};
 
+mod gone;
 mod scans;
+mod stop;
 
 use scans::Scans;
+pub use stop::{Failure, Stop};
 
 /// How often it is looked whether events were lost, or namespaces came that are not known.
 const TICK: Duration = Duration::from_secs(1);
@@ -28,43 +31,6 @@ const TICK: Duration = Duration::from_secs(1);
 const SWEEP_EVERY: Duration = Duration::from_secs(30);
 /// Records that are taken before timers and signals get a turn.
 const DRAIN_LIMIT: usize = 4096;
-
-/// Why a command ended with an error.
-#[derive(Debug, thiserror::Error)]
-pub enum Failure {
-    /// Something that the user gave, or the machine, does not allow it: nothing was watched.
-    #[error(transparent)]
-    Setup(anyhow::Error),
-    /// It failed while it watched, or when it told the results.
-    #[error(transparent)]
-    Run(anyhow::Error),
-}
-
-/// The signals that end the watch.
-pub struct Stop {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Stop {
-    /// From here on these signals no longer end the process.
-    ///
-    /// # Errors
-    /// When the system does not let it listen.
-    pub fn new() -> anyhow::Result<Self> {
-        let terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
-        let interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
-        Ok(Self { terminate, interrupt })
-    }
-
-    /// Waits for one of them.
-    pub async fn told(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
-}
 
 /// What has happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,17 +54,27 @@ pub struct Watch {
     /// The cgroup that is watched.
     pub cgroup: PathBuf,
     proxy_uids: Vec<u32>,
+    /// Edges that the kernel's set holds.
+    room: usize,
+    living: Living,
     scans: Scans,
     tick: Interval,
     /// Edges without an event at the last sweep.
     unannounced: u64,
     /// When the last sweep was.
     swept: Instant,
+    /// When it was last looked for edges that nobody uses.
+    idle_looked_for: Option<Instant>,
+    /// Connects that found the set full, at the last scan for that, and when it was.
+    beyond: u64,
+    full_scanned: Option<Instant>,
+    /// The scan under way has told of proxies whose edges are still in the kernel's set.
+    proxies_are_news: bool,
 }
 
 impl Watch {
-    /// Goes on with programs that are attached to `cgroup`.
-    pub fn new(probes: Probes, settings: &Settings, cgroup: PathBuf, older: Older) -> Self {
+    /// Goes on with programs that are attached to `cgroup`; `by` says who enters the network namespaces.
+    pub fn new(probes: Probes, settings: &Settings, cgroup: PathBuf, older: Older, by: By) -> Self {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
@@ -107,11 +83,17 @@ impl Watch {
             sources: Sources::default(),
             older,
             proxy_uids: settings.proxy_uids.clone(),
-            scans: Scans::new(cgroup.clone(), Instant::now()),
+            room: settings.edges as usize,
+            living: Living::default(),
+            scans: Scans::new(by, cgroup.clone(), Instant::now()),
             cgroup,
             tick,
             unannounced: 0,
             swept: Instant::now(),
+            idle_looked_for: None,
+            beyond: 0,
+            full_scanned: None,
+            proxies_are_news: false,
         }
     }
 
@@ -124,7 +106,7 @@ impl Watch {
         tokio::select! {
             _ = self.tick.tick() => {
                 anyhow::ensure!(
-                    self.cgroup.exists(),
+                    self.cgroup.try_exists().unwrap_or(true),
                     "the cgroup {} was removed while it was watched: nothing more can be seen there",
                     self.cgroup.display()
                 );
@@ -142,14 +124,50 @@ impl Watch {
     /// # Errors
     /// When the kernel refuses to read the set.
     pub fn take_all(&mut self) -> Result<(), ProbeError> {
-        let collector = &mut self.collector;
-        self.probes.drain(|record| collect(collector, record));
-        self.sweep()
+        self.drain();
+        self.sweep().map(drop)
     }
 
-    fn sweep(&mut self) -> Result<(), ProbeError> {
+    fn drain(&mut self) {
+        let collector = &mut self.collector;
+        self.probes.drain(|record| collect(collector, record));
+    }
+
+    /// Reads the edge set, and returns it without what is a proxy's, which is removed from it.
+    fn sweep(&mut self) -> Result<Vec<(EdgeKey, EdgeState)>, ProbeError> {
         self.swept = Instant::now();
-        self.collector.sweep(self.probes.edges()?);
+        let set = self.probes.edges()?;
+        let left_out = self.collector.sweep(set.iter().copied());
+        self.probes.forget_edges(&left_out)?;
+        self.notice_namespaces();
+        Ok(set)
+    }
+
+    fn notice_namespaces(&mut self) {
+        let now = now_ns();
+        for key in self.collector.edges().keys() {
+            self.living.notice(key.netns, now);
+        }
+    }
+
+    /// Leaves out what the programs, or `others`, know to be a proxy's: an agent before this one has told them.
+    ///
+    /// # Errors
+    /// When the kernel refuses to read its map.
+    pub fn leave_out_known(
+        &mut self,
+        others: impl IntoIterator<Item = (Option<u64>, u32)>,
+    ) -> Result<(), ProbeError> {
+        let now = now_ns();
+        for (netns, uid) in self.probes.proxies()?.into_iter().chain(others) {
+            if netns.is_none() && self.proxy_uids.contains(&uid) {
+                continue;
+            }
+            self.collector.leave_out(netns, uid);
+            if let Some(netns) = netns {
+                self.living.notice(netns, now);
+            }
+        }
         Ok(())
     }
 
@@ -158,83 +176,150 @@ impl Watch {
         // The whole set costs two calls an edge, so only where an event was lost, and now and then for names of addresses that
         // changed.
         let unannounced = self.probes.counter(Counter::EdgeRingFull)?;
-        if self.unannounced != unannounced || self.swept.elapsed() >= SWEEP_EVERY {
+        let sweep = self.unannounced != unannounced || self.swept.elapsed() >= SWEEP_EVERY;
+        if sweep {
             self.unannounced = unannounced;
             self.sweep()?;
         }
+        self.notice_namespaces();
         let namespaces = self.collector.edges().keys().map(|key| key.netns);
         let news = self.scans.are_news(namespaces.filter(|netns| self.sources.lacks(*netns)));
-        self.scan_if_due(news || self.sources.is_empty());
-        Ok(())
+        if self.scans.are_done_by_nobody() {
+            if news || sweep {
+                self.take_sources()?;
+            }
+            return Ok(());
+        }
+        self.scan_if_due(news)
     }
 
-    fn scan_if_due(&mut self, addresses: bool) {
-        if let Err(reason) = self.scans.start_if_due(addresses, Instant::now()) {
-            warn!(%reason, "network namespaces could not be looked at");
+    /// Lists sockets so often from here on, and once at once. For tests.
+    pub fn list_sockets_every(&mut self, interval: Duration) {
+        self.scans.list_sockets_every(interval, Instant::now());
+    }
+
+    fn scan_if_due(&mut self, addresses: bool) -> Result<(), ProbeError> {
+        // Which edges have connections without a search must be known when the sockets come.
+        if self.scans.are_sockets_due(Instant::now()) {
+            self.sweep()?;
         }
+        let was_under_way = self.scans.under_way();
+        self.scans.start_if_due(addresses, Instant::now());
+        if !was_under_way && self.scans.under_way() {
+            self.living.begin(now_ns());
+        }
+        Ok(())
     }
 
     /// Takes over what a scan found.
     fn take(&mut self, what: What, found: Result<Found, ScanError>) -> Result<(), ProbeError> {
-        match found {
-            Ok(Found::Part(part)) => self.take_part(part)?,
+        let whole = match found {
+            Ok(Found::Part(part)) => return self.take_part(what, part),
             Ok(Found::End(summary)) => {
                 self.collector.unlisted(summary.sockets_beyond);
                 if what == What::Sockets {
-                    let closed = self.older.end(summary.failed == 0 && summary.sockets_beyond == 0);
-                    self.probes.forget_older(&closed, self.older.any())?;
+                    let closed = self.older.end(summary.failed > 0);
+                    self.probes.forget_older(&closed)?;
                 }
-                report_scan(&summary);
+                self.scans.ended(what, &summary);
+                summary.failed == 0
             }
-            Err(reason) => warn!(%reason, "network namespaces could not be looked at"),
+            Err(reason) => {
+                if what == What::Sockets {
+                    self.older.cut_short();
+                }
+                self.scans.failed(&reason, Instant::now());
+                false
+            }
+        };
+        self.living.end(whole);
+        self.sources.end_scan(whole);
+        self.collector.close(&self.living.gone().collect());
+        self.take_sources()?;
+        if mem::take(&mut self.proxies_are_news) {
+            self.sweep()?;
         }
-        if !self.scans.under_way() {
-            for (source, local) in self.probes.sources()? {
-                self.sources.add(source.netns, [address(local.addr)]);
-            }
-            // Last, because a program may have left its cgroup since it connected.
-            if self.sources.has_homes() {
-                for (netns, cgroup) in self.probes.cgroups()? {
-                    self.sources.add_by_home(netns, cgroup);
-                }
+        Ok(())
+    }
+
+    /// What the programs know of the namespaces.
+    fn take_sources(&mut self) -> Result<(), ProbeError> {
+        let now = now_ns();
+        for (source, local) in self.probes.sources()? {
+            self.sources.add_local(source.netns, address(local.addr));
+            self.living.notice(source.netns, now);
+        }
+        // Last, because a program may have left its cgroup since it connected.
+        if self.sources.has_homes() {
+            for (netns, cgroup) in self.probes.cgroups()? {
+                self.sources.add_by_home(netns, cgroup);
             }
         }
         Ok(())
     }
 
-    fn take_part(&mut self, part: Part) -> Result<(), ProbeError> {
+    fn take_part(&mut self, what: What, part: Part) -> Result<(), ProbeError> {
         let cookie = part.cookie();
-        let Part { netns, addresses, sockets, cgroups, users } = part;
-        for cgroup in cgroups {
-            self.sources.add_home(cgroup, netns);
+        let Part { netns, watched, addresses, sockets, unlisted, cgroups, users } = part;
+        let name = cookie.map_or(Name::Reused(netns), Name::Cookie);
+        let now = now_ns();
+        // Later parts have more sockets and nothing else.
+        if self.living.found(name, watched, now) {
+            if self.sources.scanned(name, addresses, watched) {
+                self.sources.look_at(netns, users.as_ref());
+            } else {
+                self.collector.too_many_namespaces();
+            }
         }
-        self.sources.add(netns, addresses);
-        self.older.namespace(netns);
-        self.sources.look_at(netns, users.as_ref());
+        for cgroup in cgroups {
+            if !self.sources.add_home(cgroup, netns) {
+                self.collector.too_many_namespaces();
+            }
+        }
+        if what == What::Sockets {
+            self.older.namespace(netns, !unlisted);
+        }
+        let users = users.unwrap_or_default();
+        let uids = match cookie {
+            Some(_) => users.of_pod(&self.proxy_uids),
+            None => users.of_pod_everywhere(&self.proxy_uids),
+        };
         // Before the sockets, some of which are the proxy's.
-        for uid in users.unwrap_or_default().of_pod(&self.proxy_uids) {
-            if self.collector.leave_out(cookie, uid) && !self.probes.add_proxy_uid(cookie, uid)? {
-                self.collector.too_many_proxies();
+        for uid in uids {
+            if self.collector.leave_out(cookie, uid) {
+                self.proxies_are_news = true;
+                if !self.probes.add_proxy_uid(cookie, uid)? {
+                    self.collector.too_many_proxies(cookie);
+                }
             }
         }
         for socket in &sockets {
-            self.take_existing(netns, socket)?;
+            self.take_existing(netns, cookie, socket, now)?;
         }
         Ok(())
     }
 
     /// Takes over a connection that is open now.
-    fn take_existing(&mut self, netns: u64, socket: &Socket) -> Result<(), ProbeError> {
+    fn take_existing(
+        &mut self,
+        netns: u64,
+        cookie: Option<u64>,
+        socket: &Socket,
+        now: u64,
+    ) -> Result<(), ProbeError> {
         if self.proxy_uids.contains(&socket.uid) {
             return Ok(());
         }
-        let Some(edge) = self.collector.existing(netns, socket) else { return Ok(()) };
-        if !self.older.is_news(netns, socket.cookie) {
-            return Ok(());
+        let Some(edge) = self.collector.existing(netns, socket, now) else { return Ok(()) };
+        match self.older.sight(netns, socket.cookie, self.collector.is_unsearched(cookie, &edge)) {
+            Sight::Fine => return Ok(()),
+            Sight::Tell if self.probes.add_older(socket.cookie, &edge)? => {
+                self.older.told(netns, socket.cookie);
+                return Ok(());
+            }
+            Sight::Tell | Sight::NoRoom => {}
         }
-        if self.probes.add_older(socket.cookie, &edge)? {
-            self.older.told(socket.cookie);
-        } else {
+        if self.older.refused(netns, socket.cookie) {
             self.collector.unwatched(&edge);
         }
         Ok(())
@@ -255,8 +340,20 @@ impl Watch {
     /// When the kernel refuses to write its maps.
     pub async fn last_scan(&mut self) -> Result<(), ProbeError> {
         self.end_scan().await?;
-        self.scan_if_due(true);
+        self.scan_if_due(true)?;
         self.end_scan().await
+    }
+
+    /// Which network namespaces the losses have hit.
+    ///
+    /// # Errors
+    /// When the kernel refuses to read its map.
+    pub fn hit(&self) -> Result<Hit, ProbeError> {
+        let mut hit = self.collector.hit().clone();
+        for (netns, causes) in self.probes.losses()? {
+            hit.note_causes(netns, &causes);
+        }
+        Ok(hit)
     }
 
     /// What was lost, in the kernel and here; only causes that occurred.
@@ -283,18 +380,5 @@ pub(crate) fn collect(collector: &mut Collector, record: Result<Event<'_>, Malfo
         Ok(Event::Head(event, bytes)) => collector.head(&event, bytes),
         Ok(Event::Dns(event, bytes)) => collector.dns(&event, bytes),
         Err(Malformed) => collector.malformed_record(),
-    }
-}
-
-fn report_scan(summary: &Summary) {
-    let Summary { namespaces, sockets, failed, .. } = summary;
-    debug!(namespaces, sockets, "network namespaces looked at");
-    if let Some(reason) = &summary.first_failure {
-        warn!(
-            failed,
-            %reason,
-            "network namespaces could not be looked at; their pods are told by the connections' own address, and connections \
-             that were open before are missing"
-        );
     }
 }

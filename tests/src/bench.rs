@@ -19,7 +19,7 @@ use aya::sys::{Stats, enable_stats};
 use serde_json::Value;
 use sidescope::collect::Collector;
 use sidescope::probes::{Probes, RunTime, Settings};
-use sidescope_common::{Counter, DEFAULT_EDGES, DEFAULT_RING_BYTES, names};
+use sidescope_common::{Counter, DEFAULT_EDGES, DEFAULT_RING_BYTES, MAX_OLDER, names};
 
 use crate::existing::{self, Programs};
 use floor::Floor;
@@ -49,8 +49,9 @@ const ROOMY: u32 = 1 << 20;
 const SMALL_RING: u32 = 4096;
 /// Hosts of each form.
 const HOSTS: u32 = 1000;
-/// Edges of the agent whose memory and time is measured, how often they are repeated, and for how long.
-const AGENT: (u32, u64, u64) = (10_000, 20_000, 10);
+/// Edges of the agent whose memory and time is measured, how often they are repeated, and for how many seconds: all that it does now and
+/// then, it does within a minute.
+const AGENT: (u32, u64, u64) = (10_000, 20_000, 60);
 
 /// Destinations, connects, ring and set of each row of edges.
 const EDGES: [(u32, u64, u32, u32); 6] = [
@@ -101,7 +102,7 @@ async fn measure(options: &Options) -> Result<Report> {
     for ring_bytes in [DEFAULT_RING_BYTES, SMALL_RING] {
         hosts.extend(find_hosts(&mut rig, &options.sidescope, ring_bytes).await?);
     }
-    let agent = agent(&mut rig, &options.sidescope).await?;
+    let agent = agent(&mut rig, options).await?;
     rig.end()?;
     let programs = Programs { sidescope: options.sidescope.clone(), testbed: options.testbed.clone() };
     let existing = tokio::task::spawn_blocking(move || existing::run(&programs, 200, 10_000)).await??;
@@ -191,8 +192,8 @@ impl Watched {
         ensure!(runs_after > runs, "the programs that do nothing did not run");
         Ok(Cost {
             work,
-            // The hundred before the first that is timed ran too.
-            operations: operations + 100,
+            // Those before the first that is timed ran too.
+            operations: operations + u64::from(work.untimed()),
             programs: programs.filter(|program| program.runs > 0).collect(),
             count_ns: (time_after - time).as_nanos() as f64 / (runs_after - runs) as f64,
         })
@@ -225,7 +226,7 @@ async fn find_edges(rig: &mut Rig, sidescope: &Path, row: (u32, u64, u32, u32)) 
     let (distinct, total, ring_bytes, set) = row;
     let sizes = [format!("--edges={set}"), format!("--ring-bytes={ring_bytes}")];
     let observer = rig.observe(sidescope, Vec::new(), &[&sizes[0], &sizes[1]])?;
-    let (_, set_mib) = observer.maps_mib()?;
+    let (_, set_mib) = observer.process.maps_mib()?;
     let start = Instant::now();
     let made = rig.order(&[1, distinct.into(), total]).await?[0];
     let took = start.elapsed();
@@ -284,18 +285,21 @@ async fn find_hosts(rig: &mut Rig, sidescope: &Path, ring_bytes: u32) -> Result<
     Ok(made.into_iter().map(row).collect())
 }
 
-/// What the ordinary binary takes of the machine.
-async fn agent(rig: &mut Rig, sidescope: &Path) -> Result<Agent> {
+/// What an agent takes of the machine, with as many connections from before it as it can have.
+async fn agent(rig: &mut Rig, options: &Options) -> Result<Agent> {
     let (edges, rate, seconds) = AGENT;
-    let observer = rig.observe(sidescope, Vec::new(), &[])?;
-    rig.order(&[1, edges.into(), edges.into()]).await?;
-    let (start, before) = (Instant::now(), observer.cpu_time()?);
-    let connects = rig.order(&[3, rate, seconds, edges.into()]).await?[0];
-    let (elapsed, used) = (start.elapsed().as_secs_f64(), observer.cpu_time()?.saturating_sub(before));
-    let (maps_mib, _) = observer.maps_mib()?;
-    let rss_mib = observer.rss_mib()?;
-    observer.stop()?;
+    rig.keep(&options.testbed, MAX_OLDER)?;
+    let agent = rig.agent(&options.sidescope, MAX_OLDER as usize)?;
+    // With the one of the connections from before.
+    rig.order(&[1, (edges - 1).into(), (edges - 1).into()]).await?;
+    let (start, before) = (Instant::now(), agent.process.cpu_time()?);
+    let connects = rig.order(&[3, rate, seconds, (edges - 1).into()]).await?[0];
+    let (elapsed, used) = (start.elapsed().as_secs_f64(), agent.process.cpu_time()?.saturating_sub(before));
+    let (maps_mib, _) = agent.process.maps_mib()?;
+    let (rss_mib, older) = (agent.process.rss_mib()?, agent.older()?);
+    agent.stop()?;
     Ok(Agent {
+        older,
         rss_mib,
         maps_mib,
         cpu_percent: used.as_secs_f64() / elapsed * 100.0,
@@ -334,6 +338,7 @@ impl Report {
     fn program_ns(&self) -> Ns {
         Ns {
             connect: self.cost_of(Work::ConnectRepeated).map_or(f64::NAN, Cost::per_operation),
+            connect_searched: self.cost_of(Work::ConnectSearched).map_or(f64::NAN, Cost::per_operation),
             packet: self.cost_of(Work::RoundTripFinished).map_or(f64::NAN, Cost::per_packet),
         }
     }

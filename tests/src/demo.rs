@@ -95,7 +95,7 @@ pub fn run(options: &Options) -> Result<()> {
         options.out.join("graph.json").display(),
         options.out.join("sidecars").display()
     ));
-    if options.keep { keep(&bed, options, &observe) } else { bed.end() }
+    if options.keep { keep(&bed, options, &sidescope, &observe) } else { bed.end() }
 }
 
 fn observe(sidescope: &Path, inventory: &Path, out: &Path, cgroup: &Path) -> Cmd {
@@ -187,23 +187,28 @@ fn visit(folder: &Path, call: &mut impl FnMut(&Path, bool) -> Result<()>) -> Res
 }
 
 /// Keeps the bed and some load until a signal comes.
-fn keep(bed: &Bed, options: &Options, observe: &Cmd) -> Result<()> {
+fn keep(bed: &Bed, options: &Options, sidescope: &Path, observe: &Cmd) -> Result<()> {
     bookinfo::start_load(bed, &options.testbed, Load { count: None, rate: Some(KEPT_RATE) })?;
     let (outside, pod) = (bed.host(OUTSIDE)?, bed.pod("productpage-v1")?);
     // As the user came here.
     let sudo = if env::var_os("SUDO_UID").is_some() { "sudo " } else { "" };
     let productpage = bed.service("productpage")?.v4;
+    // What it leaves in the kernel goes with the bed.
+    let agent = Cmd::new(sidescope).args(["agent", "--bpffs"]).arg(bed.bpffs()?);
+    let agent = agent.arg("--cgroup").arg(bed.cgroup());
     let invitation = format!(
         "bed {id} stays until Ctrl-C (or `{sudo}{testbed} end {id}`), with {KEPT_RATE} calls a second\n\
          \x20   a call:        {sudo}nsenter --net=/run/netns/{outside} curl http://{productpage}:{HTTP_PORT}/productpage\n\
          \x20   in a pod:      {sudo}nsenter --net=/run/netns/{pod} ss -tnp\n\
          \x20   the pods:      ip netns list\n\
-         \x20   watch again:   {sudo}{observe} --for 10s",
+         \x20   watch again:   {sudo}{observe} --for 10s\n\
+         \x20   an agent:      {sudo}{agent}",
         id = bed.id(),
         testbed = options.testbed.display(),
         outside = outside.netns(),
         pod = pod.netns(),
         observe = observe.line(),
+        agent = agent.line(),
     );
     bed.stay(|| progress(&invitation))
 }

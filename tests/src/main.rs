@@ -146,6 +146,10 @@ enum Command {
     /// another one so many times. Prints how many connections there were
     #[command(hide = true)]
     Knock { address: SocketAddr, first: String, milliseconds: u64, second: String, times: u64 },
+    /// Knock for a host for so many milliseconds, then open connections at once, and when something is written to the FIFO send a request
+    /// for another host on each
+    #[command(hide = true)]
+    Pool { address: SocketAddr, first: String, milliseconds: u64, count: usize, pause: PathBuf },
     /// Send messages to sinks, as standard input has them in JSON
     #[command(hide = true)]
     SendAll,
@@ -228,6 +232,9 @@ fn run(command: Command) -> Result<()> {
         }
         Command::Knock { address, first, milliseconds, second, times } => {
             tcp::knock(address, (&first, Duration::from_millis(milliseconds)), (&second, times))
+        }
+        Command::Pool { address, first, milliseconds, count, pause } => {
+            tcp::pool(address, (&first, Duration::from_millis(milliseconds)), count, &pause)
         }
         Command::SendAll => tcp::send_all(),
         Command::Answer { port, records } => dns::answer(port, &records),

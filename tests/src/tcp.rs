@@ -107,18 +107,40 @@ fn deliver(address: SocketAddr, bytes: &[u8], cuts: &[usize], pause: Option<&Pat
     Ok(())
 }
 
+/// A connection to a sink that is closed with a reset, so that its port is free at once.
+fn short_lived(address: SocketAddr) -> Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&address, patient(TIMEOUT))
+        .with_context(|| format!("connect to {address}"))?;
+    setsockopt(&stream, Linger, &linger { l_onoff: 1, l_linger: 0 })?;
+    stream.set_read_timeout(Some(patient(TIMEOUT)))?;
+    Ok(stream)
+}
+
+fn request(stream: &mut TcpStream, host: &str) -> Result<()> {
+    let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n");
+    stream.write_all(request.as_bytes())?;
+    Ok(stream.read_exact(&mut vec![0; request.len()])?)
+}
+
+/// Knocks for a host for some time, then opens so many connections at once, says so, and waits for something to be written to the
+/// FIFO. Then each of them has a request for a host of its own.
+pub fn pool(address: SocketAddr, first: (&str, Duration), count: usize, pause: &Path) -> Result<()> {
+    let start = Instant::now();
+    while start.elapsed() < first.1 {
+        request(&mut short_lived(address)?, first.0)?;
+    }
+    let mut streams = (0..count).map(|_| short_lived(address)).collect::<Result<Vec<_>>>()?;
+    println!("{count} open");
+    fs::read(pause).with_context(|| format!("read {}", pause.display()))?;
+    for (number, stream) in streams.iter_mut().enumerate() {
+        request(stream, &format!("pooled-{number}.test"))?;
+    }
+    Ok(())
+}
+
 /// Connects over and over, each time with a request: for a host for some time, then for another one so many times.
 pub fn knock(address: SocketAddr, first: (&str, Duration), second: (&str, u64)) -> Result<()> {
-    let knock = |host: &str| -> Result<()> {
-        let mut stream = TcpStream::connect_timeout(&address, patient(TIMEOUT))
-            .with_context(|| format!("connect to {address}"))?;
-        // Closed with a reset: the port is free at once.
-        setsockopt(&stream, Linger, &linger { l_onoff: 1, l_linger: 0 })?;
-        stream.set_read_timeout(Some(patient(TIMEOUT)))?;
-        let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n");
-        stream.write_all(request.as_bytes())?;
-        Ok(stream.read_exact(&mut vec![0; request.len()])?)
-    };
+    let knock = |host: &str| request(&mut short_lived(address)?, host);
     let (start, mut made) = (Instant::now(), second.1);
     while start.elapsed() < first.1 {
         knock(first.0)?;

@@ -244,7 +244,7 @@ fn a_client_that_is_none_is_dropped_and_counted() -> Result<()> {
     for (said, answer) in [
         (&b"GET / HTTP/1.1\r\n\r\n"[..], "not a request"),
         (&[0xff; 4096], "not a request"),
-        (b"sidescope-scan 2 sockets\n", "version 1"),
+        (b"sidescope-scan 1 sockets\n", "version 2"),
     ] {
         let mut client = UnixStream::connect(&scanner.socket)?;
         client.write_all(said)?;

@@ -68,11 +68,16 @@ fn cookie(host: &Host) -> Result<u64> {
     cookie.context("this kernel does not tell cookies")
 }
 
-/// The users of a host, as a scan has told them. Not by its address, which other beds have too.
-fn users(parts: &[Part], host: &Host) -> Result<Option<UidMap>> {
+/// What a scan has told of a host. Not by its address, which other beds have too.
+fn part<'p>(parts: &'p [Part], host: &Host) -> Result<&'p Part> {
     let cookie = cookie(host)?;
     let part = parts.iter().find(|part| part.cookie() == Some(cookie));
-    Ok(part.with_context(|| format!("nothing of {}", host.name()))?.users.clone())
+    part.with_context(|| format!("nothing of {}", host.name()))
+}
+
+/// The users of a host.
+fn users(parts: &[Part], host: &Host) -> Result<Option<UidMap>> {
+    Ok(part(parts, host)?.users.clone())
 }
 
 #[test]
@@ -90,9 +95,12 @@ fn a_scan_tells_the_users_of_pods_that_have_their_own() -> Result<()> {
         assert_eq!(users(&told, &own)?, Some(map.clone()));
         assert_eq!(users(&told, &plain)?, None);
         assert_eq!(users(&told, &bed.node()?)?, None);
+        // It has a process, and the other one has none.
+        assert!(part(&told, &own)?.watched && !part(&told, &plain)?.watched);
     }
     let of_others = parts(|| Ok(scan::start(plain.cgroup().to_owned(), What::Addresses)?))?;
     assert_eq!(users(&of_others, &own)?, Some(UidMap::default()), "it has nobody who is watched");
+    assert!(!part(&of_others, &own)?.watched);
     process.signal(Signal::SIGTERM)?;
     process.success(SOON)?;
     bed.end()

@@ -21,7 +21,7 @@ pub struct Graph {
     pub workloads: Vec<WorkloadNode>,
     /// What was seen and could not be attributed, by workload and destination.
     pub unresolved: Vec<Unresolved>,
-    /// What was seen and could not be made use of, by cause. Where the edge is known, it is marked as well.
+    /// What was seen and could not be made use of, by cause. Where the edge is known, it is marked as well, and so is the workload.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub losses: BTreeMap<String, u64>,
     /// Edges that belong to no workload of the graph.
@@ -75,6 +75,9 @@ pub struct WorkloadNode {
     pub pods: Pods,
     /// What it calls, in the order of their hosts.
     pub dependencies: Vec<Dependency>,
+    /// Causes of losses that have hit its pods, or may have where it is not known whom they hit: there may be more that it calls.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub losses: BTreeSet<String>,
     /// Calls straight to a pod's address. They do not pass through the scope of a Sidecar, so none of them is emitted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub direct: Vec<DirectCall>,

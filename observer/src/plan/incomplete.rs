@@ -19,8 +19,8 @@ pub enum Incomplete {
     Unresolved(usize),
     /// So many destinations are several objects', all of which are taken for called as far as they are services.
     AmbiguousAddress(usize),
-    /// So many observations of this machine were lost; whose they were is not known of all.
-    Lost(u64),
+    /// Observations of its pods were lost, or may have been where it is not known whose they were; the causes.
+    Lost(BTreeSet<String>),
     /// So many edges of this machine have no workload, and may be this one's.
     Unattributed(usize),
 }
@@ -36,8 +36,13 @@ impl fmt::Display for Incomplete {
             Self::Unresolved(n) => write!(f, "{n} destinations are no object's of the inventory"),
             Self::AmbiguousAddress(1) => f.write_str("1 destination is several objects'"),
             Self::AmbiguousAddress(n) => write!(f, "{n} destinations are several objects'"),
-            Self::Lost(1) => f.write_str("1 observation on this machine was lost"),
-            Self::Lost(n) => write!(f, "{n} observations on this machine were lost"),
+            Self::Lost(causes) => {
+                f.write_str("observations of it were lost, or may have been:")?;
+                for (at, cause) in causes.iter().enumerate() {
+                    write!(f, "{} {cause}", if at > 0 { "," } else { "" })?;
+                }
+                Ok(())
+            }
             Self::Unattributed(1) => {
                 f.write_str("1 edge on this machine has no workload, and may be this one's")
             }
@@ -51,7 +56,6 @@ impl fmt::Display for Incomplete {
 /// What of a graph says so.
 pub(super) struct Doubts<'a> {
     unresolved: BTreeMap<&'a WorkloadRef, Vec<&'a Unresolved>>,
-    lost: u64,
     unattributed: usize,
 }
 
@@ -63,7 +67,6 @@ impl<'a> Doubts<'a> {
         }
         Self {
             unresolved,
-            lost: graph.losses.values().fold(0, |sum, count| sum.saturating_add(*count)),
             // Foreign ones are known to be nobody's.
             unattributed: graph.unattributed.unknown + graph.unattributed.ambiguous,
         }
@@ -89,20 +92,19 @@ impl<'a> Doubts<'a> {
             let matching = entries.filter(|entry| entry.reason == reason);
             matching.map(|entry| (entry.address, entry.port)).collect::<BTreeSet<_>>().len()
         };
+        let lost: BTreeSet<String> = members.iter().flat_map(|node| &node.losses).cloned().collect();
         let counted = [
             Incomplete::Unresolved(destinations(UnresolvedReason::UnknownAddress)),
             Incomplete::AmbiguousAddress(destinations(UnresolvedReason::AmbiguousAddress)),
-            Incomplete::Lost(self.lost),
+            Incomplete::Lost(lost),
             Incomplete::Unattributed(self.unattributed),
         ];
-        let none = |reason: &Incomplete| {
-            matches!(
-                reason,
-                Incomplete::Unresolved(0)
-                    | Incomplete::AmbiguousAddress(0)
-                    | Incomplete::Lost(0)
-                    | Incomplete::Unattributed(0)
-            )
+        let none = |reason: &Incomplete| match reason {
+            Incomplete::Unresolved(count)
+            | Incomplete::AmbiguousAddress(count)
+            | Incomplete::Unattributed(count) => *count == 0,
+            Incomplete::Lost(causes) => causes.is_empty(),
+            Incomplete::HostUnknown(..) | Incomplete::DirectHostUnknown(_) => false,
         };
         reasons.into_iter().chain(counted.into_iter().filter(|reason| !none(reason))).collect()
     }

@@ -106,6 +106,7 @@ fn evidence_counts_as_the_proxy_routes() {
                     ports: BTreeMap::from([(80, port_use.clone())]),
                 }],
                 pods: Pods { watched: 1, known: 1 },
+                losses: BTreeSet::new(),
                 direct: Vec::new(),
             }],
             ..Graph::default()
@@ -387,12 +388,21 @@ fn a_sidecar_s_verdict_says_what_may_be_missing() {
     assert_eq!(missing(&graph, "ratings"), expected);
     assert_eq!(missing(&graph, "reviews"), []);
     graph.unresolved[0].reason = crate::model::graph::UnresolvedReason::AmbiguousAddress;
-    graph.losses.insert("ringFull".to_owned(), 3);
+    // Of the machine they say nothing: only the workload that they hit is incomplete.
+    graph.losses.insert("headRingFull".to_owned(), 3);
+    let ratings = |node: &&mut WorkloadNode| node.workload.name == "ratings-v1";
+    let hit = &mut graph.workloads.iter_mut().find(ratings).unwrap().losses;
+    hit.extend(["headRingFull", "edgesFull"].map(str::to_owned));
     graph.unattributed = crate::model::graph::Unattributed { unknown: 1, ambiguous: 1, foreign: 9 };
     expected[2] = Incomplete::Unresolved(1);
-    expected.extend([Incomplete::AmbiguousAddress(1), Incomplete::Lost(3), Incomplete::Unattributed(2)]);
+    let causes = BTreeSet::from(["edgesFull", "headRingFull"].map(str::to_owned));
+    expected.extend([Incomplete::AmbiguousAddress(1), Incomplete::Lost(causes), Incomplete::Unattributed(2)]);
     assert_eq!(missing(&graph, "ratings"), expected);
-    assert_eq!(missing(&graph, "reviews"), expected[4..]);
+    assert_eq!(missing(&graph, "reviews"), expected[5..]);
+    assert_eq!(
+        expected[4].to_string(),
+        "observations of it were lost, or may have been: edgesFull, headRingFull"
+    );
 }
 
 #[test]

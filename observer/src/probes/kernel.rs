@@ -1,12 +1,13 @@
 //! Which kernel this is, and what it says.
 
+use std::time::Duration;
+
 use aya::maps::MapError;
 use nix::errno::Errno;
+use nix::time::{ClockId, clock_gettime};
 
 /// Flag of an update that leaves an entry alone if it is there.
 pub(super) const BPF_NOEXIST: u64 = 1;
-/// Flag of an update that replaces only what is there.
-pub(super) const BPF_EXIST: u64 = 2;
 
 /// Why the kernel refused to write a map.
 pub(super) fn errno(refusal: &MapError) -> Option<Errno> {
@@ -18,6 +19,12 @@ pub(super) fn errno(refusal: &MapError) -> Option<Errno> {
 pub(super) fn version_of(release: &str) -> Option<(u16, u16)> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
     Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
+/// The time of the kernel's records: nanoseconds of CLOCK_MONOTONIC.
+pub fn now_ns() -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("every kernel has this clock");
+    Duration::from(now).as_nanos() as u64
 }
 
 pub(super) fn kernel_release() -> String {

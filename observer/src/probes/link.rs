@@ -30,37 +30,41 @@ pub(super) struct Link {
     fd: OwnedFd,
     /// The cgroup that it is attached to; `None` if that is gone.
     pub(super) cgroup: Option<u64>,
+    /// Its program.
+    pub(super) program: Option<u32>,
 }
 
 impl Link {
     /// The link that is pinned here; `None` if it is something else.
     pub(super) fn open(path: &Path) -> io::Result<Option<Self>> {
         let path = CString::new(path.as_os_str().as_bytes())?;
-        let attr = ObjectByPath { path: path.as_ptr() as u64, fd: 0, flags: 0 };
-        let fd = bpf(BPF_OBJ_GET, &attr)?;
+        let mut attr = ObjectByPath { path: path.as_ptr() as u64, fd: 0, flags: 0 };
+        let fd = bpf(BPF_OBJ_GET, &mut attr)?;
         let fd = i32::try_from(fd).map_err(io::Error::other)?;
         // SAFETY: the kernel has just made this descriptor for us.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))?;
         Ok(field(&info, "link_type").map(|_| {
             let cgroup = field(&info, "cgroup_id").and_then(|id| id.parse().ok());
-            Self { fd, cgroup: cgroup.filter(|id| *id != 0) }
+            let program = field(&info, "prog_id").and_then(|id| id.parse().ok());
+            Self { fd, cgroup: cgroup.filter(|id| *id != 0), program }
         }))
     }
 
     /// Takes its program off now. A link of another kind, that knows no such end, ends with its pin.
     pub(super) fn detach(&self) -> io::Result<()> {
-        let attr = DetachLink { fd: self.fd.as_raw_fd().unsigned_abs() };
-        match bpf(BPF_LINK_DETACH, &attr) {
+        let mut attr = DetachLink { fd: self.fd.as_raw_fd().unsigned_abs() };
+        match bpf(BPF_LINK_DETACH, &mut attr) {
             Err(err) if err.raw_os_error() != Some(libc::EOPNOTSUPP) => Err(err),
             _ => Ok(()),
         }
     }
 }
 
-fn bpf<T>(command: libc::c_int, attr: &T) -> io::Result<libc::c_long> {
-    // SAFETY: `attr` is what this command reads, without padding, and nothing is written to it.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attr), size_of::<T>()) };
+/// Calls the kernel with what this command reads and writes.
+pub(super) fn bpf<T>(command: libc::c_int, attr: &mut T) -> io::Result<libc::c_long> {
+    // SAFETY: `attr` is what this command reads and writes, without padding; what it points to, the caller keeps.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
     nix::errno::Errno::result(result).map_err(io::Error::from)
 }
 
@@ -74,9 +78,10 @@ mod tests {
 
     #[test]
     fn a_link_is_told_by_its_fields() {
-        let info = "pos:\t0\nflags:\t02000000\nlink_type:\tcgroup\nlink_id:\t7\ncgroup_id:\t4711\nattach_type:\t10\n";
+        let info = "pos:\t0\nflags:\t02000000\nlink_type:\tcgroup\nlink_id:\t7\nprog_id:\t12\ncgroup_id:\t4711\nattach_type:\t10\n";
         assert_eq!(field(info, "link_type"), Some("cgroup"));
         assert_eq!(field(info, "cgroup_id"), Some("4711"));
+        assert_eq!(field(info, "prog_id"), Some("12"));
         assert_eq!(field(info, "cgroup"), None);
         assert_eq!(field("map_type:\t1\n", "link_type"), None);
     }

@@ -1,16 +1,22 @@
-//! What another layout has left: its programs come off, and what it knew comes over.
+//! What another layout has left: what it knew comes over, and its programs come off.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
 use nix::errno::Errno;
-use sidescope_common::{Counter, EdgeKey, EdgeState, SourceAddr, SourceKey, names};
+use sidescope_common::{
+    ALL_NAMESPACES, Causes, Counter, EdgeKey, EdgeState, HeadEvent, SourceAddr, SourceKey, names,
+};
 
-use super::kernel::{BPF_EXIST, BPF_NOEXIST, errno};
-use super::pins::{Mark, PinError, entries_of, remove_links};
+use super::kernel::{BPF_NOEXIST, errno};
+use super::pins::{Kind, Mark, PinError, entries_of, kind_of, remove_links};
+use super::programs::HOOKS;
+use super::proxies::in_map;
 use super::records::{Event, Malformed};
-use super::{ProbeError, Probes, drain, layout, map_error, typed};
+use super::{ProbeError, Probes, drain, entries, layout, map_error, told, typed};
+
+/// Cookies of sockets count up from zero; those with this bit are free to stand for the same sockets as other programs see them.
+const SEEN_BY_OTHERS: u64 = 1 << 63;
 
 /// A folder of another layout, or of one that was not finished.
 #[derive(Debug)]
@@ -18,24 +24,59 @@ pub struct Other {
     pub(super) dir: PathBuf,
     /// Its name.
     pub name: String,
+    /// Its agent was killed before it had reported all that it had read.
+    pub killed: bool,
 }
 
 /// What came over.
 #[derive(Debug, Default)]
 pub struct Drained {
     /// Edges that came into the own set.
-    pub edges: usize,
-    /// Edges for which the own set has no room.
-    pub beyond: Vec<(EdgeKey, EdgeState)>,
-    /// Its agent was killed before it had reported all that it had read.
-    pub killed: bool,
+    pub moved: usize,
+    /// Those that did not: the own set has them already, which the programs may be writing, or has no room.
+    pub kept: Vec<(EdgeKey, EdgeState)>,
+    /// Proxies for which the own map has no room.
+    pub proxies_beyond: u64,
     /// What could not be read, and why.
     pub lost: Option<String>,
 }
 
 impl Other {
-    /// Takes its programs off, hands the rest of its ring to `handle`, and moves its edges, its sources and its counters over. The
-    /// programs of `into` must be attached: a connect that these no longer see, the others do.
+    pub(super) fn found(dir: PathBuf, name: String) -> Result<Self, PinError> {
+        let mut attached = false;
+        for hook in HOOKS {
+            attached |= kind_of(&dir.join(hook))? == Some(Kind::Pin);
+        }
+        let killed = attached && !Mark::Reported.is_set(&dir)?;
+        Ok(Self { dir, name, killed })
+    }
+
+    /// Hands what is in its ring to `handle`. Nothing, where there is none that can be read: [`Self::drain`] tells.
+    pub fn read_ring(&self, handle: impl FnMut(Result<Event<'_>, Malformed>)) {
+        if layout::is_readable(&self.name) {
+            drop(self.take_ring(handle));
+        }
+    }
+
+    /// Its edges as they are now, likewise.
+    pub fn edges(&self) -> Vec<(EdgeKey, EdgeState)> {
+        if !layout::is_readable(&self.name) {
+            return Vec::new();
+        }
+        self.map(names::EDGES).and_then(|edges| entries(&edges, names::EDGES)).unwrap_or_default()
+    }
+
+    /// The proxies that its programs know, likewise.
+    pub fn proxies(&self) -> Vec<(Option<u64>, u32)> {
+        if !layout::is_readable(&self.name) {
+            return Vec::new();
+        }
+        self.map(names::PROXY_UIDS).and_then(|uids| in_map(&uids)).unwrap_or_default()
+    }
+
+    /// Takes its programs off, hands the rest of its ring to `handle`, and moves its edges, its proxies, its sources and its counters
+    /// over. The programs of `into` must be attached, and know the connections that are older: what these no longer see, the others
+    /// do.
     ///
     /// # Errors
     /// When the programs cannot be taken off, or when `into` cannot be written. What cannot be read is in [`Drained::lost`].
@@ -45,36 +86,50 @@ impl Other {
         handle: impl FnMut(Result<Event<'_>, Malformed>),
     ) -> Result<Drained, PinError> {
         let links = remove_links(&self.dir)?;
-        let left: BTreeSet<String> = entries_of(&self.dir)?.into_iter().collect();
-        let killed = links > 0 && !Mark::Reported.is_set(&self.dir);
-        let mut drained = Drained { killed, ..Drained::default() };
+        let left = entries_of(&self.dir)?;
+        let mut drained = Drained::default();
         if !layout::is_readable(&self.name) {
             if links > 0 || !left.is_empty() {
                 drained.lost = Some("this build does not know the version of its layout".to_owned());
             }
             return Ok(drained);
         }
-        // Maps are pinned before links: what has neither was never in use.
-        let in_use = |name: &str| links > 0 || left.contains(name);
+        // Maps are pinned before links, edges first, and removed in that order when all was read: what has neither has nothing to tell.
+        if links == 0 && !left.iter().any(|(name, _)| name == names::EDGES) {
+            return Ok(drained);
+        }
+        // Such a folder may be one that was not finished, without all maps.
+        let in_use = |name: &str| links > 0 || left.iter().any(|(left, _)| left == name);
         let mut lost = None;
         let mut failed = |err: ProbeError| {
             lost.get_or_insert_with(|| with_causes(&err));
         };
         // The ring first: names in DNS answers are looked up when an edge comes.
         if in_use(names::EVENTS) {
-            match self.map::<RingBuf<MapData>>(names::EVENTS) {
-                Ok(mut ring) => drop(drain(&mut ring, usize::MAX, handle)),
+            self.take_ring(handle).unwrap_or_else(&mut failed);
+        }
+        let mut counted = Causes::default();
+        if in_use(names::COUNTERS) {
+            match self.map(names::COUNTERS) {
+                Ok(counters) => counted = into.add_counters(&counters, &self.told())?,
                 Err(err) => failed(err),
             }
         }
-        if in_use(names::COUNTERS) {
-            self.map(names::COUNTERS)
-                .and_then(|counters| into.add_counters(&counters))
-                .unwrap_or_else(&mut failed);
+        // Where an earlier build did not note whom they hit, losses may have hit anyone.
+        if left.iter().any(|(name, _)| name == names::LOSSES) {
+            self.map(names::LOSSES).and_then(|losses| into.add_losses(&losses)).unwrap_or_else(&mut failed);
+        } else {
+            into.note_earlier(ALL_NAMESPACES, counted)?;
         }
         if in_use(names::EDGES) {
             match self.map(names::EDGES) {
-                Ok(edges) => (drained.edges, drained.beyond) = into.add_edges(&edges)?,
+                Ok(edges) => (drained.moved, drained.kept) = into.add_edges(&edges)?,
+                Err(err) => failed(err),
+            }
+        }
+        if in_use(names::PROXY_UIDS) {
+            match self.map::<HashMap<_, u32, u64>>(names::PROXY_UIDS) {
+                Ok(uids) => drained.proxies_beyond = copy(&uids, &mut into.proxy_uids, names::PROXY_UIDS)?,
                 Err(err) => failed(err),
             }
         }
@@ -97,6 +152,33 @@ impl Other {
         Ok(drained)
     }
 
+    /// What was read of it so far has been reported, or is missed by an agent that was killed, and that is told.
+    ///
+    /// # Errors
+    /// When the mark cannot be made.
+    pub fn mark_reported(&self) -> Result<(), PinError> {
+        Mark::Reported.set(&self.dir)
+    }
+
+    /// Both layouts may hand on pieces of the same request, which make no whole.
+    fn take_ring(&self, mut handle: impl FnMut(Result<Event<'_>, Malformed>)) -> Result<(), ProbeError> {
+        let mut ring: RingBuf<MapData> = self.map(names::EVENTS)?;
+        drain(&mut ring, usize::MAX, |record| {
+            handle(record.map(|event| match event {
+                Event::Head(head, bytes) => {
+                    Event::Head(HeadEvent { socket: head.socket | SEEN_BY_OTHERS, ..head }, bytes)
+                }
+                other => other,
+            }));
+        });
+        Ok(())
+    }
+
+    /// Where no agent has told anything, all is to be told.
+    fn told(&self) -> told::Counts {
+        told::open(&self.dir).and_then(|told| told::read(&told)).unwrap_or_default()
+    }
+
     fn map<M: TryFrom<Map, Error = MapError>>(&self, name: &'static str) -> Result<M, ProbeError> {
         pinned(&self.dir, name).and_then(|map| typed(map, name))
     }
@@ -104,51 +186,77 @@ impl Other {
 
 /// A map by its pin.
 pub(super) fn pinned(dir: &Path, name: &'static str) -> Result<Map, ProbeError> {
-    MapData::from_pin(dir.join(name)).and_then(Map::from_map_data).map_err(map_error(name))
+    let path = dir.join(name);
+    // The kernel would follow a link.
+    if !std::fs::symlink_metadata(&path).map_err(|err| map_error(name)(err.into()))?.is_file() {
+        let err = std::io::Error::other(format!("{} is no pin", path.display()));
+        return Err(map_error(name)(err.into()));
+    }
+    MapData::from_pin(path).and_then(Map::from_map_data).map_err(map_error(name))
 }
 
 impl Probes {
-    /// Adds what other programs have counted. Those of an earlier build may count fewer causes.
-    fn add_counters(&mut self, counters: &PerCpuArray<MapData, u64>) -> Result<(), ProbeError> {
-        for (earlier, values) in self.earlier.iter_mut().zip(counters.iter()) {
-            *earlier += values.map_err(map_error(names::COUNTERS))?.iter().sum::<u64>();
+    /// Adds what other programs have counted and no agent has told, and returns which causes they have counted at all. Those of an
+    /// earlier build may count fewer of them.
+    fn add_counters(
+        &mut self,
+        counters: &PerCpuArray<MapData, u64>,
+        told: &told::Counts,
+    ) -> Result<Causes, ProbeError> {
+        let mut causes = Causes::default();
+        for (at, values) in counters.iter().enumerate().take(told.len()) {
+            let counted: u64 = values.map_err(map_error(names::COUNTERS))?.iter().sum();
+            self.earlier[at] += counted.saturating_sub(told[at]);
+            causes[at] = u8::from(counted > 0);
+        }
+        Ok(causes)
+    }
+
+    /// Takes over whom losses have hit.
+    fn add_losses(&mut self, losses: &HashMap<MapData, u64, Causes>) -> Result<(), ProbeError> {
+        for entry in losses.iter() {
+            let (netns, causes) = entry.map_err(map_error(names::LOSSES))?;
+            self.note_earlier(netns, causes)?;
         }
         Ok(())
     }
 
-    /// Moves edges into the own set, which keeps them if this process dies before it could report them; returns how many, and those
-    /// that have no room.
+    /// In the own map, where the next agent finds it, and, because the programs write there meanwhile, in memory.
+    fn note_earlier(&mut self, netns: u64, causes: Causes) -> Result<(), ProbeError> {
+        match self.losses.insert(netns, causes, BPF_NOEXIST) {
+            Err(err) if errno(&err) != Some(Errno::EEXIST) && !is_full(&err) => {
+                return Err(map_error(names::LOSSES)(err));
+            }
+            _ => {}
+        }
+        let known = self.earlier_losses.entry(netns).or_default();
+        for (known, new) in known.iter_mut().zip(causes) {
+            *known |= new;
+        }
+        Ok(())
+    }
+
+    /// Moves edges into the own set, which keeps them if this process dies; returns how many, and those that are there already or
+    /// have no room. What is there is left alone: the programs write it at the same time.
     fn add_edges(
         &mut self,
         edges: &HashMap<MapData, EdgeKey, EdgeState>,
     ) -> Result<(usize, Vec<(EdgeKey, EdgeState)>), ProbeError> {
-        let (mut moved, mut beyond) = (0, Vec::new());
+        let (mut moved, mut kept) = (0, Vec::new());
         for edge in edges.iter() {
             let (key, state) = edge.map_err(map_error(names::EDGES))?;
-            let inserted = match self.edges.insert(key, state, BPF_NOEXIST) {
-                Err(err) if errno(&err) == Some(Errno::EEXIST) => {
-                    let own = self.edges.get(&key, 0).map_err(map_error(names::EDGES))?;
-                    self.edges.insert(key, merged(&own, &state), BPF_EXIST)
-                }
-                other => other,
-            };
-            match inserted {
+            match self.edges.insert(key, state, BPF_NOEXIST) {
                 Ok(()) => moved += 1,
-                Err(err) if is_full(&err) => beyond.push((key, state)),
+                Err(err) if is_full(&err) => {
+                    // Only this process knows it.
+                    self.earlier[Counter::EdgesFull as usize] += 1;
+                    kept.push((key, state));
+                }
+                Err(err) if errno(&err) == Some(Errno::EEXIST) => kept.push((key, state)),
                 Err(err) => return Err(map_error(names::EDGES)(err)),
             }
         }
-        Ok((moved, beyond))
-    }
-}
-
-/// An edge that both sets have. A connect in the short time in which both programs run counts twice.
-fn merged(own: &EdgeState, other: &EdgeState) -> EdgeState {
-    EdgeState {
-        last_ns: own.last_ns.max(other.last_ns),
-        connects: own.connects + other.connects,
-        flags: own.flags | other.flags,
-        ..*own
+        Ok((moved, kept))
     }
 }
 
@@ -183,36 +291,4 @@ pub(super) fn with_causes(err: &dyn std::error::Error) -> String {
 
 fn is_full(err: &MapError) -> bool {
     matches!(errno(err), Some(Errno::E2BIG | Errno::ENOMEM))
-}
-
-#[cfg(test)]
-mod tests {
-    use sidescope_common::edge_flags::{HOST_UNKNOWN, UNREPORTED};
-
-    use super::*;
-
-    #[test]
-    fn an_edge_of_both_sets_keeps_its_id_and_all_that_is_known() {
-        let own = EdgeState {
-            first_ns: 10,
-            last_ns: 30,
-            connects: 2,
-            settled_tick: 0,
-            window: 3,
-            heads: 4,
-            flags: UNREPORTED,
-        };
-        let other = EdgeState {
-            first_ns: 5,
-            last_ns: 20,
-            connects: 40,
-            settled_tick: 0,
-            window: 9,
-            heads: 9,
-            flags: HOST_UNKNOWN,
-        };
-        let expected = EdgeState { connects: 42, flags: UNREPORTED | HOST_UNKNOWN, ..own };
-        assert_eq!(merged(&own, &other), expected);
-        assert_eq!(merged(&EdgeState { last_ns: 1, ..own }, &other).last_ns, 20);
-    }
 }

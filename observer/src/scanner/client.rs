@@ -22,7 +22,8 @@ const FRAME: Duration = Duration::from_secs(10);
 pub enum ClientError {
     /// Not there, or no right to ask it.
     #[error(
-        "cannot reach the scanner at {socket}: does its container run, and is the socket's directory shared with it?"
+        "cannot reach the scanner at {socket}: start `sidescope scanner --socket {socket}` as the same user; in Kubernetes look \
+         whether its container runs and shares the socket's folder with this one"
     )]
     Connect {
         /// Path of the socket.

@@ -12,7 +12,7 @@ use crate::namespaces::{Part, Summary};
 use crate::scan::What;
 
 /// Version of request and frames; raised with every incompatible change.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Longest request, with its line end.
 pub const MAX_REQUEST: usize = 64;
 /// Longest frame: a part with its most addresses and sockets stays below.
@@ -108,9 +108,9 @@ mod tests {
         for (line, reason) in [
             ("GET / HTTP/1.1", "not a request"),
             ("", "not a request"),
-            ("sidescope-scan", "version 1"),
-            ("sidescope-scan 2 sockets", "version 1"),
-            ("sidescope-scan 1 passwords", "addresses or sockets"),
+            ("sidescope-scan", "version 2"),
+            ("sidescope-scan 1 sockets", "version 2"),
+            ("sidescope-scan 2 passwords", "addresses or sockets"),
         ] {
             let refusal = parse_request(line.as_bytes()).unwrap_err();
             assert!(refusal.contains(reason), "{line}: {refusal}");
@@ -132,6 +132,7 @@ mod tests {
         let addresses = (0..MAX_ADDRESSES).map(|i| IpAddr::from(Ipv6Addr::from(u128::MAX - i as u128)));
         let part = Frame::Part(Part {
             netns: u64::MAX,
+            watched: true,
             addresses: addresses.collect(),
             sockets: vec![socket; PART_SOCKETS],
             users: Some(vec![extent; MAX_EXTENTS].try_into().unwrap()),

@@ -27,6 +27,8 @@ const ECHO: u16 = 9002;
 const ANSWER: u16 = 9003;
 /// Answers whatever comes with two bytes.
 pub(super) const SINK: u16 = 9004;
+/// Keeps every connection that it accepts; a server of its own.
+pub(super) const KEEP: u16 = 9005;
 
 const SMALL: usize = 64;
 const REQUEST: usize = 256;
@@ -35,8 +37,12 @@ const RESPONSE: usize = 1024;
 /// What a block of measurement does over and over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Work {
-    /// connect, accept, close, always to the same destination.
+    /// connect, accept, close, always to the same destination: but for the first of each tick of the kernel's clock, an edge that has told
+    /// nothing new for a second is only counted.
     ConnectRepeated,
+    /// The same, to one after the other of so many destinations that each has its first connect of a tick, which has the search that an
+    /// edge gets otherwise, too, as long as it tells something new.
+    ConnectSearched,
     /// The same, every time to another destination.
     ConnectNew,
     /// A round trip on a connection that began with HTTP/1, so that every packet might begin a request.
@@ -51,8 +57,9 @@ pub(super) enum Work {
 
 impl Work {
     /// All of them.
-    pub(super) const ALL: [Self; 6] = [
+    pub(super) const ALL: [Self; 7] = [
         Self::ConnectRepeated,
+        Self::ConnectSearched,
         Self::ConnectNew,
         Self::RoundTripSearched,
         Self::RoundTripFinished,
@@ -60,10 +67,16 @@ impl Work {
         Self::RequestFinished,
     ];
 
+    /// Operations before those that are timed: the first pay for caches that others had, or make edges that are to be repeated.
+    pub(super) fn untimed(self) -> u32 {
+        if self == Self::ConnectSearched { SEARCHED } else { 100 }
+    }
+
     /// Its name in the results.
     pub(super) fn name(self) -> &'static str {
         match self {
-            Self::ConnectRepeated => "a repeated edge",
+            Self::ConnectRepeated => "a repeated edge, settled",
+            Self::ConnectSearched => "a repeated edge, searched",
             Self::ConnectNew => "every edge new",
             Self::RoundTripSearched | Self::RequestSearched => "host search active",
             Self::RoundTripFinished | Self::RequestFinished => "host search finished",
@@ -75,6 +88,9 @@ impl Work {
 pub(super) fn destination(number: u32) -> Ipv4Addr {
     Ipv4Addr::from(u32::from(LONE_NETWORK.0) + 1 + number)
 }
+
+/// Destinations between two connects of [`Work::ConnectSearched`] to the same one: more than there are connects in the longest tick, 10 ms.
+const SEARCHED: u32 = 2000;
 
 /// The first destination that has never been one before in a bench.
 const NEW: u32 = 1 << 20;
@@ -175,8 +191,7 @@ pub fn run(control: &Path, cpu: usize) -> Result<()> {
 /// The median time of an operation in nanoseconds, and how many there were.
 fn block(work: Work, time: Duration, new: &mut u32) -> Result<(u64, usize)> {
     let mut exchange = Exchange::begin(work, new)?;
-    // The first operations pay for caches that others had.
-    for _ in 0..100 {
+    for _ in 0..work.untimed() {
         exchange.once()?;
     }
     let mut times = Vec::with_capacity(1 << 16);
@@ -194,6 +209,7 @@ fn block(work: Work, time: Duration, new: &mut u32) -> Result<(u64, usize)> {
 
 enum Exchange<'a> {
     Connect,
+    ConnectSearched(u32),
     ConnectNew(&'a mut u32),
     Talk { stream: TcpStream, request: Vec<u8>, response: Vec<u8> },
 }
@@ -208,6 +224,7 @@ impl<'a> Exchange<'a> {
         };
         let (port, first, request, response) = match work {
             Work::ConnectRepeated => return Ok(Self::Connect),
+            Work::ConnectSearched => return Ok(Self::ConnectSearched(0)),
             Work::ConnectNew => return Ok(Self::ConnectNew(new)),
             Work::RoundTripSearched => (ECHO, head(SMALL), vec![0; SMALL], SMALL),
             Work::RoundTripFinished => (ECHO, vec![0; SMALL], vec![0; SMALL], SMALL),
@@ -227,6 +244,10 @@ impl<'a> Exchange<'a> {
     fn once(&mut self) -> Result<()> {
         match self {
             Self::Connect => connect_and_close(destination(0)),
+            Self::ConnectSearched(next) => {
+                *next = (*next + 1) % SEARCHED;
+                connect_and_close(destination(*next))
+            }
             Self::ConnectNew(new) => {
                 **new += 1;
                 connect_and_close(destination(**new))

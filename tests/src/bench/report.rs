@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use serde::Serialize;
 use serde_json::{Value, json};
 use sidescope::probes::RunTime;
+use sidescope_common::MAX_OLDER;
 
 use crate::existing::Figures;
 
@@ -48,8 +49,10 @@ pub(super) struct Cost {
 /// Nanoseconds in the programs, without what the count itself takes.
 #[derive(Clone, Copy, Serialize)]
 pub(super) struct Ns {
-    /// All programs, for a connect+accept+close of a repeated edge, its packets too.
+    /// All programs, for a connect+accept+close of a repeated edge that is settled, its packets too.
     pub(super) connect: f64,
+    /// The same where the edge is not settled, or it is its first connect of a tick.
+    pub(super) connect_searched: f64,
     /// For a packet of a connection whose host search has finished, at both ends.
     pub(super) packet: f64,
 }
@@ -80,17 +83,19 @@ pub(super) struct Agent {
     pub(super) cpu_percent: f64,
     /// What the generator got done while it was measured.
     pub(super) connects_per_second: f64,
+    /// Connections from before it of which the programs are told.
+    pub(super) older: usize,
 }
 
 /// Ratios of the same kind: their name, their rows, and what the upper bound may be.
-const RATIOS: [(&str, [Work; 2], f64); 3] = [
-    ("connect_ratio", [Work::ConnectRepeated, Work::ConnectNew], 1.02),
-    ("rtt_ratio", [Work::RoundTripSearched, Work::RoundTripFinished], 1.01),
-    ("keepalive_ratio", [Work::RequestSearched, Work::RequestFinished], 1.01),
+const RATIOS: [(&str, &[Work], f64); 3] = [
+    ("connect_ratio", &[Work::ConnectRepeated, Work::ConnectSearched, Work::ConnectNew], 1.02),
+    ("rtt_ratio", &[Work::RoundTripSearched, Work::RoundTripFinished], 1.01),
+    ("keepalive_ratio", &[Work::RequestSearched, Work::RequestFinished], 1.01),
 ];
 
 impl Report {
-    fn rows_of(&self, works: [Work; 2]) -> impl Iterator<Item = &Row> {
+    fn rows_of(&self, works: &[Work]) -> impl Iterator<Item = &Row> {
         self.rows.iter().filter(move |row| works.contains(&row.work))
     }
 
@@ -134,7 +139,9 @@ impl Report {
         writeln!(
             out,
             "with the programs / without, DNS hook attached throughout; 95% interval net of the control; floor: programs that do \
-             nothing on the same hooks / without"
+             nothing on the same hooks / without\n\
+             settled: the edge has told nothing new for a second and had a connect in this tick of the kernel's clock; this one is only \
+             counted. searched: it is the edge's first of a tick, or the edge tells something new, so the socket gets a search for hosts"
         )?;
         writeln!(
             out,
@@ -183,7 +190,8 @@ impl Report {
         }
         let ns = self.program_ns();
         for (name, value, target) in [
-            ("a connect, repeated edge, with its packets", ns.connect, 500.0),
+            ("a connect, repeated edge, settled, with its packets", ns.connect, 500.0),
+            ("a connect, repeated edge, searched, with its packets", ns.connect_searched, 500.0),
             ("a packet, host search finished", ns.packet, 100.0),
         ] {
             writeln!(out, "  {name}: {value:.0} ns, target {target:.0}: {}", verdict(value <= target))?;
@@ -223,10 +231,11 @@ impl Report {
             "\nconnections that were open before, in 200 namespaces: {made} made, {found} found in {ms:.0} ms, target all in 2000: {}",
             verdict(found == made && ms <= 2000.0)
         )?;
-        let Agent { rss_mib, maps_mib, cpu_percent, connects_per_second } = self.agent;
+        let Agent { rss_mib, maps_mib, cpu_percent, connects_per_second, older } = self.agent;
         writeln!(
             out,
-            "\nagent with 10,000 edges, while {connects_per_second:.0} repeated connects a second passed"
+            "\n`sidescope agent` with 10,000 edges and {older} connections from before it (room for {MAX_OLDER}), while \
+             {connects_per_second:.0} repeated connects a second passed"
         )?;
         for (name, value, target) in
             [("RSS MiB", rss_mib, 30.0), ("maps MiB", maps_mib, 8.0), ("CPU %", cpu_percent, 1.0)]

@@ -6,22 +6,24 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use aya::maps::{HashMap, Map, MapData};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use sidescope::collect::Collector;
 use sidescope::probes::{Event, Malformed, Probes};
-use sidescope_common::{EdgeKey, EdgeState};
+use sidescope_common::{EdgeKey, EdgeState, names};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::net::UnixListener;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::timeout;
 
-use super::load::{ACCEPT, SINK, Work, destination, pin};
+use super::load::{ACCEPT, KEEP, SINK, Work, destination, pin};
 use super::wire::Form;
 use crate::bed::{Bed, Host, Proc};
 use crate::cmd::Cmd;
 use crate::inventory::{self, Deployment};
+use crate::wait::wait_for;
 
 /// Patience with what takes well under a second on an idle machine.
 const SOON: Duration = Duration::from_secs(20);
@@ -117,7 +119,34 @@ impl Rig {
         let process =
             self.bed.spawn_on_machine(&cmd.arg("--cgroup").arg(self.bed.pods_cgroup()).args(more))?;
         process.wait_for_log("watching", SOON)?;
-        Ok(Observer { process, out, _folder: folder })
+        Ok(Observer { process: Watcher(process), out, _folder: folder })
+    }
+
+    /// Opens so many connections, all of one edge, and keeps them.
+    pub(super) fn keep(&self, testbed: &Path, count: u32) -> Result<()> {
+        let keep = || {
+            let files = format!("--nofile={}", count + 100);
+            Cmd::new("prlimit").arg(files).arg(testbed).arg("keep")
+        };
+        let server = self.pod.spawn(&keep().args(["--listen", &KEEP.to_string()]))?;
+        self.pod.wait_listening(KEEP, &server, SOON)?;
+        let edge = format!("{}:{KEEP}", destination(0));
+        let client = self.pod.spawn(&keep().args(["--each", &count.to_string(), &edge]))?;
+        client.wait_for_log(&format!("{count} open\n"), ORDER)
+    }
+
+    /// Starts an agent on this pod, and waits until it has told the programs of so many connections from before it.
+    pub(super) fn agent(&self, sidescope: &Path, older: usize) -> Result<Agent> {
+        let bpffs = self.bed.bpffs()?;
+        let cmd = Cmd::new(sidescope).args(["agent", "--bpffs"]).arg(&bpffs);
+        let process = self.bed.spawn_on_machine(&cmd.arg("--cgroup").arg(self.bed.pods_cgroup()))?;
+        process.wait_for_log(" watching ", SOON)?;
+        let agent = Agent { process: Watcher(process), sidescope: sidescope.to_owned(), bpffs };
+        let full = wait_for("the end of the first list of sockets", SOON, || {
+            Ok(Some(()).filter(|()| agent.older().is_ok_and(|known| known >= older)))
+        });
+        full.with_context(|| format!("it knows of {:?}", agent.older()))?;
+        Ok(agent)
     }
 
     /// Ends it, and says what could not be cleaned up.
@@ -168,9 +197,33 @@ fn numbers(line: Option<String>) -> Result<Vec<u64>> {
     line.split(' ').map(|word| word.parse().with_context(|| format!("`{line}`"))).collect()
 }
 
+/// `sidescope agent` while it watches.
+pub(super) struct Agent {
+    pub(super) process: Watcher,
+    sidescope: PathBuf,
+    bpffs: PathBuf,
+}
+
+impl Agent {
+    /// Connections from before it of which the programs know.
+    pub(super) fn older(&self) -> Result<usize> {
+        let mut layouts = fs::read_dir(self.bpffs.join("sidescope"))?;
+        let layout = layouts.next().context("nothing is pinned")??;
+        let map = Map::from_map_data(MapData::from_pin(layout.path().join(names::OLDER))?)?;
+        let map: HashMap<_, u64, EdgeKey> = map.try_into()?;
+        Ok(map.keys().count())
+    }
+
+    /// Asks it to end, and removes what it leaves.
+    pub(super) fn stop(self) -> Result<()> {
+        self.process.end(Signal::SIGTERM)?;
+        Cmd::new(&self.sidescope).args(["agent", "--purge", "--bpffs"]).arg(&self.bpffs).run().map(drop)
+    }
+}
+
 /// `sidescope observe` while it watches.
 pub(super) struct Observer {
-    process: Proc,
+    pub(super) process: Watcher,
     out: PathBuf,
     _folder: TempDir,
 }
@@ -178,23 +231,32 @@ pub(super) struct Observer {
 impl Observer {
     /// Asks it to end; its graph.
     pub(super) fn stop(self) -> Result<Value> {
-        self.process.must_run()?;
-        self.process.signal(Signal::SIGINT)?;
-        self.process.success(ORDER)?;
+        self.process.end(Signal::SIGINT)?;
         let graph = fs::read(self.out.join("graph.json"))?;
         serde_json::from_slice(&graph).context("graph.json is no JSON")
+    }
+}
+
+/// What watches, and what it takes of the machine.
+pub(super) struct Watcher(Proc);
+
+impl Watcher {
+    fn end(&self, signal: Signal) -> Result<()> {
+        self.0.must_run()?;
+        self.0.signal(signal)?;
+        self.0.success(ORDER)
     }
 
     /// Resident memory in MiB.
     pub(super) fn rss_mib(&self) -> Result<f64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.process.pid()))?;
+        let status = fs::read_to_string(format!("/proc/{}/status", self.0.pid()))?;
         let kib = field(&status, "VmRSS:").context("no VmRSS")?;
         Ok(kib / 1024.0)
     }
 
     /// CPU time since its start.
     pub(super) fn cpu_time(&self) -> Result<Duration> {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.process.pid()))?;
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.0.pid()))?;
         let (_, rest) = stat.rsplit_once(") ").context("no name")?;
         // User and system time in clock ticks are the 14th and 15th field, the state is the third.
         let ticks: u64 = rest.split(' ').skip(11).take(2).filter_map(|word| word.parse::<u64>().ok()).sum();
@@ -205,7 +267,7 @@ impl Observer {
     /// Memory of its maps in MiB as the kernel charges it: of all of them, and of the edge set.
     pub(super) fn maps_mib(&self) -> Result<(f64, f64)> {
         let (mut all, mut edges) = (Vec::new(), 0.0);
-        for entry in fs::read_dir(format!("/proc/{}/fdinfo", self.process.pid()))? {
+        for entry in fs::read_dir(format!("/proc/{}/fdinfo", self.0.pid()))? {
             // A descriptor may be closed while we look.
             let Ok(text) = fs::read_to_string(entry?.path()) else { continue };
             let (Some(id), Some(bytes)) = (field(&text, "map_id:"), field(&text, "memlock:")) else {

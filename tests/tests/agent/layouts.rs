@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use aya::maps::{HashMap, MapData};
+use serde_json::{Value, json};
 use sidescope_tests::Cmd;
 
 use crate::fixture::TESTBED;
@@ -51,12 +52,12 @@ fn change(scene: &Scene, more: &[&str], change: impl Fn(&Path) -> Result<()>) ->
     second.tells(&[before])?;
     // Edges and what was in the ring.
     second.tells_host(server, "two.test")?;
+    let layout = scene.drained(&second)?;
     let now = scene.links()?;
     assert_eq!((now.len(), now.intersection(&links).count()), (HOOKS, 0));
     assert_eq!(second.losses()?.as_object().map(|losses| losses.len()), Some(1), "{}", second.losses()?);
     assert_eq!(second.losses()?["agentKilled"], 1);
-    let name = scene.bpffs.layout()?;
-    let name = name.file_name().expect("a name").to_string_lossy();
+    let name = layout.file_name().expect("a name").to_string_lossy();
     assert_eq!(name.matches('-').count(), 3, "{name}");
     Ok(second)
 }
@@ -70,6 +71,96 @@ fn another_layout_is_drained_when_the_own_programs_are_attached() -> Result<()> 
     agent.terminate()?;
     let again = scene.agent(&[])?;
     again.tells(&agent.edges()?.into_keys().collect::<Vec<_>>())?;
+    scene.bed.end()
+}
+
+#[test]
+fn programs_of_another_layout_see_open_connections_until_the_own_know_them() -> Result<()> {
+    let scene = Scene::new()?;
+    let (server, folder) = (scene.server_edge(), tempfile::tempdir()?);
+    let first = scene.agent(&[])?;
+    let sender = scene.requests("one.test", "two.test", folder.path())?;
+    first.tells_host(server, "one.test")?;
+    first.terminate()?;
+
+    // One that cannot list the open connections.
+    let second = scene.start_without_listing(&["--edges", "1024"])?;
+    second.process.wait_for_log(" watching ", SOON)?;
+    second.tells(&[server])?;
+    assert_eq!(second.edges()?[&server].get("existing"), None, "it was seen to connect");
+    fs::write(folder.path().join("go"), "go on")?;
+    sender.success(SOON)?;
+    second.tells_host(server, "two.test")?;
+    let seen = scene.connect(1)?;
+    second.tells(&[seen])?;
+    assert_eq!((scene.bpffs.layouts()?.len(), scene.links()?.len()), (2, 2 * HOOKS));
+    assert_eq!(second.losses()?, Value::Null);
+    // The same holds for the next one, however this one ends.
+    second.terminate()?;
+    assert_eq!(scene.links()?.len(), 2 * HOOKS);
+    let third = scene.start_without_listing(&["--edges", "1024"])?;
+    third.process.wait_for_log(" watching ", SOON)?;
+    third.tells(&[server, seen])?;
+    assert_eq!(third.losses()?, Value::Null);
+    third.process.kill();
+
+    let last = scene.agent(&["--edges", "1024"])?;
+    last.tells(&[server, seen])?;
+    scene.drained(&last)?;
+    assert_eq!(scene.links()?.len(), HOOKS);
+    assert_eq!(last.losses()?, json!({ "agentKilled": 1 }));
+    last.never_takes_back(&[server, seen])?;
+    scene.bed.end()
+}
+
+#[test]
+fn programs_of_another_layout_come_off_in_the_end_and_what_that_may_miss_is_told() -> Result<()> {
+    let scene = Scene::new()?;
+    let first = scene.agent(&[])?;
+    let before = scene.connect(1)?;
+    first.terminate()?;
+    let second = scene.start_without_listing(&["--edges", "1024"])?;
+    second.tells(&[before])?;
+    scene.drained(&second)?;
+    assert_eq!(scene.links()?.len(), HOOKS);
+    second.tells_losses(&json!({ "unlistedAtChange": 1 }))?;
+    assert!(second.process.log()?.contains("connections that are not listed can be missed"));
+    scene.bed.end()
+}
+
+#[test]
+fn edges_for_which_a_smaller_set_has_no_room_are_counted_and_told() -> Result<()> {
+    let scene = Scene::new()?;
+    let first = scene.agent(&[])?;
+    let seen = [scene.connect(1)?, scene.connect(2)?, scene.connect(3)?];
+    first.terminate()?;
+    let second = scene.agent(&["--edges", "1"])?;
+    second.tells(&seen)?;
+    scene.drained(&second)?;
+    second.tells_losses(&json!({ "edgesFull": 2 }))?;
+    second.terminate()?;
+    let third = scene.agent(&["--edges", "1"])?;
+    third.terminate()?;
+    assert_eq!((third.edges()?.len(), third.losses()?), (1, Value::Null));
+    scene.bed.end()
+}
+
+#[test]
+fn another_layout_is_kept_until_what_came_of_it_has_been_told() -> Result<()> {
+    let scene = Scene::new()?;
+    let first = scene.agent(&[])?;
+    let seen = [scene.connect(1)?, scene.connect(2)?, scene.connect(3)?];
+    first.terminate()?;
+    // Whoever reads what the second tells, ends after its first line; what is lost in the change comes later.
+    let second = scene
+        .start_as(&["sh", "-c", r#"("$0" "$@"; echo "it ended: $?" >&2) | head -n 1"#], &["--edges", "1"])?;
+    second.process.wait_for_log("it ended: 1", SOON)?;
+    assert_eq!(scene.bpffs.layouts()?.len(), 2, "{}", second.process.log()?);
+
+    let third = scene.agent(&["--edges", "1"])?;
+    third.tells(&seen)?;
+    scene.drained(&third)?;
+    third.tells_losses(&json!({ "agentKilled": 1, "edgesFull": 2 }))?;
     scene.bed.end()
 }
 
@@ -114,6 +205,7 @@ fn programs_on_another_cgroup_are_not_taken_for_the_own() -> Result<()> {
     second.process.wait_for_log(" watching ", SOON)?;
     let after = scene.connect(2)?;
     second.tells(&[before, after])?;
+    scene.drained(&second)?;
     assert_eq!(scene.links()?.len(), 0);
     assert_eq!(scene.bpffs.links_on(scene.bed.cgroup())?.len(), HOOKS);
     scene.bed.end()
@@ -124,8 +216,7 @@ fn a_layout_that_cannot_be_read_is_told_as_a_loss_and_removed() -> Result<()> {
     let scene = Scene::new()?;
     // A version that nobody knows; one that is known, with edges of another size; and what was begun and has nothing in it.
     for name in ["v999-e1-r4096-0", "v1-e1-r4096-0", "v1-e1-r4096-0-new"] {
-        let layout = scene.bpffs.root().join(name);
-        fs::create_dir_all(&layout)?;
+        let layout = scene.bpffs.make_folder(name)?;
         if !name.ends_with("new") {
             HashMap::<MapData, u32, u32>::create(1, 0)?.pin(layout.join("EDGES"))?;
         }
@@ -133,8 +224,8 @@ fn a_layout_that_cannot_be_read_is_told_as_a_loss_and_removed() -> Result<()> {
     let agent = scene.agent(&[])?;
     let seen = scene.connect(1)?;
     agent.tells(&[seen])?;
-    assert_eq!(agent.losses()?, serde_json::json!({ "unreadableLayout": 2 }));
+    scene.drained(&agent)?;
+    assert_eq!(agent.losses()?, json!({ "unreadableLayout": 2 }));
     assert!(agent.process.log()?.contains("let the agent end by SIGTERM"), "{}", agent.process.log()?);
-    scene.bpffs.layout()?;
     scene.bed.end()
 }

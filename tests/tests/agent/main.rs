@@ -5,7 +5,11 @@ mod end;
 #[path = "../observe/fixture.rs"]
 #[allow(dead_code, reason = "shared with the tests of `observe`, which use all of it")]
 mod fixture;
+mod gone;
 mod layouts;
+mod losses;
+mod owners;
 mod pinned;
 mod restart;
+mod scanner;
 mod scene;

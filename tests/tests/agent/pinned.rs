@@ -1,8 +1,8 @@
 //! What the kernel holds for an agent: asked of the kernel, not of the agent.
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::os::unix::fs::MetadataExt as _;
+use std::fs::{self, DirBuilder};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -36,6 +36,13 @@ impl Bpffs {
     /// Where all layouts are.
     pub(crate) fn root(&self) -> PathBuf {
         self.path().join("sidescope")
+    }
+
+    /// A folder of this name as an agent makes it, among the layouts.
+    pub(crate) fn make_folder(&self, name: &str) -> Result<PathBuf> {
+        let folder = self.root().join(name);
+        DirBuilder::new().mode(0o700).recursive(true).create(&folder)?;
+        Ok(folder)
     }
 
     /// The names of the layouts.

@@ -4,7 +4,7 @@ use std::fs;
 
 use anyhow::{Context, Result};
 use aya::maps::{HashMap, Map, MapData};
-use serde_json::Value;
+use serde_json::{Value, json};
 use sidescope_common::EdgeKey;
 use sidescope_tests::wait_for;
 
@@ -36,13 +36,17 @@ fn what_happens_while_no_agent_runs_is_told_by_the_next() -> Result<()> {
     assert!(!second.has_host(server, "one.test")?);
     scene.request("one.test")?;
     second.tells_host(server, "one.test")?;
+    for agent in [first, second] {
+        agent.never_takes_back(&[before, between, server])?;
+    }
     scene.bed.end()
 }
 
 #[test]
 fn the_readme_shows_what_an_agent_prints() -> Result<()> {
     let readme = include_str!("../../../README.md");
-    let shown = readme.lines().find(|line| line.starts_with("{\"netns\"")).context("no line of an agent")?;
+    let shown = readme.lines().find(|line| line.starts_with("{\"netns\"") && line.contains("one.test"));
+    let shown = shown.context("no line of an agent")?;
     let scene = Scene::new()?;
     let agent = scene.agent(&[])?;
     scene.request("one.test")?;
@@ -125,5 +129,38 @@ fn a_connection_from_before_the_first_agent_tells_its_hosts_to_the_second_and_is
     fs::write(folders[0].path().join("go"), "go on")?;
     sender.success(SOON)?;
     second.tells_host(scene.server_edge(), "two.test")?;
+    scene.bed.end()
+}
+
+#[test]
+fn each_loss_is_told_by_one_agent_and_lines_of_all_of_them_add_up() -> Result<()> {
+    let scene = Scene::new()?;
+    let first = scene.agent(&["--edges", "2"])?;
+    for number in 1..=5 {
+        scene.connect(number)?;
+    }
+    first.tells_losses(&json!({ "edgesFull": 3 }))?;
+    first.process.kill();
+    scene.connect(6)?;
+
+    // What was lost while no agent ran, and since.
+    let second = scene.agent(&["--edges", "2"])?;
+    second.tells_losses(&json!({ "agentKilled": 1, "edgesFull": 1 }))?;
+    scene.connect(7)?;
+    second.tells_losses(&json!({ "agentKilled": 1, "edgesFull": 2 }))?;
+    second.terminate()?;
+    let third = scene.agent(&["--edges", "2"])?;
+    third.terminate()?;
+    assert_eq!((third.edges()?.len(), third.losses()?), (2, Value::Null));
+    scene.connect(8)?;
+
+    // The same where programs are exchanged.
+    let fourth = scene.agent(&["--edges", "64"])?;
+    scene.drained(&fourth)?;
+    fourth.tells_losses(&json!({ "edgesFull": 1 }))?;
+    fourth.terminate()?;
+    let fifth = scene.agent(&["--edges", "64"])?;
+    fifth.terminate()?;
+    assert_eq!((fifth.edges()?.len(), fifth.losses()?), (2, Value::Null));
     scene.bed.end()
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::time::Duration;
 
@@ -36,15 +36,12 @@ impl Scene {
         let bpffs = Bpffs::of(&bed)?;
         let (client, server) = (bed.add_pod("client")?, bed.add_pod("server")?);
         // Refused at once and on the spot, however many there are.
-        client.unroute("203.0.113.0/24")?;
+        for pod in [&client, &server] {
+            pod.unroute("203.0.113.0/24")?;
+        }
         let sink = server.spawn(&Cmd::new(TESTBED).args(["sink", "80"]))?;
         server.wait_listening(80, &sink, SOON)?;
         Ok(Self { bed, client, server, bpffs })
-    }
-
-    fn command(&self, cgroup: &Path, more: &[&str]) -> Result<Cmd> {
-        let cmd = Cmd::new(sidescope()?).args(["agent", "--bpffs"]).arg(self.bpffs.path());
-        Ok(cmd.arg("--cgroup").arg(cgroup).args(more))
     }
 
     /// An agent that need not come to watch.
@@ -53,7 +50,22 @@ impl Scene {
     }
 
     pub(crate) fn start_on(&self, cgroup: &Path, more: &[&str]) -> Result<Agent> {
-        Ok(Agent { process: self.bed.spawn_on_machine(&self.command(cgroup, more)?)? })
+        let agent = Cmd::new(sidescope()?).args(["agent", "--bpffs"]).arg(self.bpffs.path());
+        let agent = agent.arg("--cgroup").arg(cgroup).args(more);
+        Ok(Agent { process: self.bed.spawn_on_machine(&agent)? })
+    }
+
+    /// Started by another program, which takes the command as its last arguments.
+    pub(crate) fn start_as(&self, by: &[&str], more: &[&str]) -> Result<Agent> {
+        let agent = Cmd::new(by[0]).args(&by[1..]).arg(sidescope()?).args(["agent", "--bpffs"]);
+        let agent = agent.arg(self.bpffs.path()).arg("--cgroup").arg(self.bed.pods_cgroup()).args(more);
+        Ok(Agent { process: self.bed.spawn_on_machine(&agent)? })
+    }
+
+    /// One that may not enter network namespaces, and so cannot list the connections that are open.
+    pub(crate) fn start_without_listing(&self, more: &[&str]) -> Result<Agent> {
+        let rights = "-all,+bpf,+perfmon,+net_admin,+sys_resource";
+        self.start_as(&["setpriv", "--bounding-set", rights, "--"], more)
     }
 
     /// An agent that watches.
@@ -65,15 +77,23 @@ impl Scene {
 
     /// A purge, whatever comes of it.
     pub(crate) fn purge(&self) -> Result<(Option<i32>, String)> {
-        let purge = Cmd::new(sidescope()?).args(["agent", "--purge", "--bpffs"]).arg(self.bpffs.path());
+        self.purge_in(self.bpffs.path())
+    }
+
+    pub(crate) fn purge_in(&self, bpffs: &Path) -> Result<(Option<i32>, String)> {
+        let purge = Cmd::new(sidescope()?).args(["agent", "--purge", "--bpffs"]).arg(bpffs);
         let process = self.bed.spawn_on_machine(&purge)?;
         Ok((process.wait(SOON)?.code(), process.log()?))
     }
 
     /// A connect that comes to nothing, to a destination of its own.
     pub(crate) fn connect(&self, number: u8) -> Result<SocketAddr> {
+        self.connect_from(&self.client, number)
+    }
+
+    pub(crate) fn connect_from(&self, host: &Host, number: u8) -> Result<SocketAddr> {
         let address = Ipv4Addr::new(203, 0, 113, number);
-        assert_eq!(dial(&self.client, "blocking", address)?, "EHOSTUNREACH");
+        assert_eq!(dial(host, "blocking", address)?, "EHOSTUNREACH");
         Ok(port_80(address))
     }
 
@@ -101,6 +121,15 @@ impl Scene {
         self.bpffs.links_on(&self.bed.pods_cgroup())
     }
 
+    /// Waits until one layout is left, that of this agent.
+    pub(crate) fn drained(&self, agent: &Agent) -> Result<PathBuf> {
+        let one = wait_for("the end of other layouts", SOON, || {
+            agent.process.must_run()?;
+            Ok(self.bpffs.layout().ok())
+        });
+        one.with_context(|| agent.process.log().unwrap_or_default())
+    }
+
     pub(crate) fn server_edge(&self) -> SocketAddr {
         port_80(self.server.v4())
     }
@@ -115,7 +144,7 @@ pub(crate) struct Agent {
 }
 
 impl Agent {
-    fn lines(&self) -> Result<Vec<Value>> {
+    pub(crate) fn lines(&self) -> Result<Vec<Value>> {
         let log = self.process.log()?;
         // The last line may be half there.
         let whole = log.rsplit_once('\n').map_or("", |(whole, _)| whole);
@@ -128,11 +157,15 @@ impl Agent {
 
     /// What it has printed last of each edge, by destination.
     pub(crate) fn edges(&self) -> Result<BTreeMap<SocketAddr, Value>> {
-        let mut edges = BTreeMap::new();
+        Ok(self.edge_lines()?.into_iter().collect())
+    }
+
+    fn edge_lines(&self) -> Result<Vec<(SocketAddr, Value)>> {
+        let mut edges = Vec::new();
         for line in self.lines()? {
             let Some(address) = line["address"].as_str() else { continue };
             let port = line["port"].as_u64().context("no port")?;
-            edges.insert(SocketAddr::new(address.parse()?, u16::try_from(port)?), line);
+            edges.push((SocketAddr::new(address.parse()?, u16::try_from(port)?), line));
         }
         Ok(edges)
     }
@@ -141,6 +174,31 @@ impl Agent {
     pub(crate) fn losses(&self) -> Result<Value> {
         let last = self.lines()?.into_iter().rev().find_map(|line| line.get("losses").cloned());
         Ok(last.unwrap_or_default())
+    }
+
+    /// Waits until its losses are these.
+    pub(crate) fn tells_losses(&self, wanted: &Value) -> Result<()> {
+        let told = wait_for("the losses", SOON, || {
+            self.process.must_run()?;
+            Ok((self.losses()? == *wanted).then_some(()))
+        });
+        told.with_context(|| format!("{wanted}; it says: {}", self.process.log().unwrap_or_default()))
+    }
+
+    /// Whether each of its lines adds to the earlier ones of the same edge, of which it was seen to connect.
+    pub(crate) fn never_takes_back(&self, edges: &[SocketAddr]) -> Result<()> {
+        let mut told: BTreeMap<SocketAddr, BTreeSet<String>> = BTreeMap::new();
+        for (edge, line) in self.edge_lines()? {
+            anyhow::ensure!(!edges.contains(&edge) || line.get("existing").is_none(), "{line}");
+            let mut now = BTreeSet::new();
+            for key in ["hosts", "names"] {
+                now.extend(line[key].as_array().into_iter().flatten().map(|name| format!("{key} {name}")));
+            }
+            now.extend(line.get("hostUnknown").map(|_| "unknown".to_owned()));
+            let before = told.insert(edge, now.clone()).unwrap_or_default();
+            anyhow::ensure!(before.is_subset(&now), "{line} takes back some of {before:?}");
+        }
+        Ok(())
     }
 
     /// Waits until it has told all of these edges.

@@ -179,6 +179,8 @@ fn hosts_beyond_the_budget_are_told() -> Result<()> {
     assert!(edge.unknown && edge.hosts.len() >= 64 && over > 0, "{} found, {over} over", edge.hosts.len());
     // The last are those that an edge has no room for, if four seconds have passed all the same.
     // One over the budget that TCP sends again may count in both ways.
+    let hit = crate::fixture::list(&results.graph["workloads"][0]["losses"]);
+    assert!(hit.contains(&"headBudget".into()), "{hit:?}");
     let told = edge.hosts.len() + over + lost("tooManyHosts");
     assert!((CLIENTS * EACH..CLIENTS * EACH + 10).contains(&told), "{told}");
     sink.mesh.bed.end()

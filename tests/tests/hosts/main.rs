@@ -6,7 +6,9 @@ mod dns;
 #[allow(dead_code, reason = "shared with the tests of edges, which use all of it")]
 mod fixture;
 mod http1;
+mod losses;
 mod older;
+mod pool;
 mod privacy;
 mod replay;
 mod sink;

@@ -17,7 +17,7 @@ pub(crate) const TESTBED: &str = env!("CARGO_BIN_EXE_testbed");
 /// Patience with what takes well under a second on an idle machine.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
 /// Patience with the start of a watch: the verifier has a second of work then, and so have those of the tests that run beside.
-const START: Duration = Duration::from_secs(60);
+pub(crate) const START: Duration = Duration::from_secs(60);
 
 /// The binary under test: what `SIDESCOPE_BIN` names, else what the same cargo has built beside the tests.
 pub(crate) fn sidescope() -> Result<PathBuf> {

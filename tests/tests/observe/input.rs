@@ -114,11 +114,17 @@ fn an_inventory_that_is_not_there_or_empty_is_named() -> Result<()> {
     says(&setup.refused(missing.args(setup.args()))?, &["inventory.yaml", "No such file"]);
     fs::write(setup.inventory(), "kind: List\napiVersion: v1\nitems: []\n")?;
     let mut nothing = Command::new(sidescope()?);
-    says(&setup.refused(nothing.args(setup.args()))?, &["inventory.yaml", "holds no Pod"]);
+    says(
+        &setup.refused(nothing.args(setup.args()))?,
+        &["inventory.yaml", "holds no Pod", "kubectl get namespaces,pods"],
+    );
     fs::remove_file(setup.inventory())?;
     fs::create_dir(setup.inventory())?;
     let mut empty = Command::new(sidescope()?);
-    says(&setup.refused(empty.args(setup.args()))?, &["inventory.yaml", "directory without"]);
+    says(
+        &setup.refused(empty.args(setup.args()))?,
+        &["inventory.yaml", "directory without", "kubectl get namespaces,pods", "inventory.yaml/mesh.yaml"],
+    );
     Ok(())
 }
 
@@ -162,7 +168,7 @@ fn what_is_no_cgroup2_is_refused() -> Result<()> {
     let other = setup.folder.path().display().to_string();
     let mut command = Command::new(sidescope()?);
     command.args(setup.args()).args(["--cgroup", &other]);
-    says(&setup.refused(&mut command)?, &[&other, "cgroup2"]);
+    says(&setup.refused(&mut command)?, &[&other, "cgroup2", "Leave --cgroup out", "findmnt -t cgroup2"]);
     let mut command = Command::new(sidescope()?);
     command.args(setup.args()).args(["--cgroup", "/no/such/cgroup"]);
     says(&setup.refused(&mut command)?, &["/no/such/cgroup", "No such file"]);
@@ -174,6 +180,24 @@ fn what_is_no_cgroup2_is_refused() -> Result<()> {
     command.args(["--mount", "sh", "-c", script, "sh"]).arg(sidescope()?).args(setup.args());
     says(&setup.refused(&mut command)?, &["no cgroup2", "mount -t cgroup2"]);
     Ok(())
+}
+
+#[test]
+fn a_cgroup_without_anybody_is_told_and_what_to_do() -> Result<()> {
+    let bed = Bed::new()?;
+    let setup = Setup::new(SERVICE)?;
+    let mut command = Command::new(sidescope()?);
+    let output = command.args(setup.args()).arg("--cgroup").arg(bed.pods_cgroup()).output()?;
+    let said = said(&output);
+    assert!(output.status.success(), "{said}");
+    for (warning, remedy) in [
+        ("no process is in the cgroup", "leave --cgroup out"),
+        ("no pod of the inventory was watched", "name a cgroup with pods"),
+    ] {
+        let line = said.lines().find(|line| line.contains(warning)).context(said.clone())?;
+        assert!(line.contains("WARN") && line.contains(remedy), "{line}");
+    }
+    bed.end()
 }
 
 #[test]
@@ -205,7 +229,7 @@ fn an_output_folder_that_cannot_be_written_is_refused_before_the_watch() -> Resu
     says(&refused(&file)?, &["inventory.yaml is a file", "takes a directory"]);
     says(&refused(&file.join("below"))?, &["cannot write", "inventory.yaml/below"]);
     // Not even root can write there.
-    says(&refused(Path::new("/proc/sidescope"))?, &["cannot write", "/proc/sidescope"]);
+    says(&refused(Path::new("/proc/sidescope"))?, &["cannot write", "/proc/sidescope", "Choose an --out"]);
 
     let handmade = setup.out().join("sidecars/shop/handmade.yaml");
     fs::write(&handmade, "kind: Sidecar\n")?;
