@@ -3,6 +3,9 @@
 //! Belongs to `xtask` and, by way of `bpf_build.rs`, to the build scripts, so that what `cargo xtask setup` installs is what a
 //! build looks for. It uses the standard library only: a build script should not wait for other crates.
 
+#[path = "cache_dir.rs"]
+mod cache_dir;
+
 use std::{
     env,
     ffi::OsStr,
@@ -151,11 +154,9 @@ impl fmt::Display for Missing {
 
 impl std::error::Error for Missing {}
 
-/// Where tools are kept that cargo builds for us; outside the repository, so that a fresh clone finds them again.
+/// Where tools are kept that cargo builds for us.
 pub(crate) fn tools_dir() -> Option<PathBuf> {
-    let var = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let cache = var("XDG_CACHE_HOME").or_else(|| Some(var("HOME")?.join(".cache")))?;
-    Some(cache.join("sidescope/tools"))
+    Some(cache_dir::cache_dir()?.join("tools"))
 }
 
 /// The executable `name` on PATH or among our own tools.
