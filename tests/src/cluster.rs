@@ -5,6 +5,8 @@
 //! side; nothing of one outlives the process that made it.
 
 mod background;
+#[path = "../../xtask/src/cache_dir.rs"]
+mod cache_dir;
 mod certificates;
 #[expect(dead_code, reason = "part of it is for the one who builds them")]
 #[path = "../../xtask/src/component.rs"]

@@ -3,9 +3,6 @@
 //! Belongs to `xtask` and, by way of `bpf_build.rs`, to the build scripts, so that what `cargo xtask setup` installs is what a
 //! build looks for. It uses the standard library only: a build script should not wait for other crates.
 
-#[path = "cache_dir.rs"]
-mod cache_dir;
-
 use std::{
     env,
     ffi::OsStr,
@@ -13,6 +10,8 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
 };
+
+use super::cache_dir::cache_dir;
 
 /// The variable that forces one [`Compiler`] by its name.
 pub(crate) const COMPILER_VAR: &str = "SIDESCOPE_BPF_TOOLCHAIN";
@@ -156,7 +155,7 @@ impl std::error::Error for Missing {}
 
 /// Where tools are kept that cargo builds for us.
 pub(crate) fn tools_dir() -> Option<PathBuf> {
-    Some(cache_dir::cache_dir()?.join("tools"))
+    Some(cache_dir()?.join("tools"))
 }
 
 /// The executable `name` on PATH or among our own tools.

@@ -2,13 +2,12 @@
 //!
 //! Belongs to `xtask`, which builds them, and by path to the crate of the tests, which runs them. Standard library only.
 
-#[path = "cache_dir.rs"]
-pub(crate) mod cache_dir;
-
 use std::{
     env,
     path::{Path, PathBuf},
 };
+
+use super::cache_dir::cache_dir;
 
 /// What is pinned together in one folder of `tests/components`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,7 +55,7 @@ impl Component {
     /// Its folder in the cache, which need not be there.
     pub(crate) fn dir(self) -> Option<PathBuf> {
         let name = format!("{}-{}", self.name(), self.version());
-        Some(cache_dir::cache_dir()?.join("components").join(name))
+        Some(cache_dir()?.join("components").join(name))
     }
 
     /// One of its files: from the folder that KUBEBUILDER_ASSETS names, from PATH, or from the cache.

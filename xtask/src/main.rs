@@ -4,6 +4,7 @@
 //! programs into the kernel. Compilers always run as the user.
 
 mod bpf;
+mod cache_dir;
 mod command;
 mod component;
 mod components;

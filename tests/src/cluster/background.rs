@@ -11,7 +11,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, setsid};
 use serde::{Deserialize, Serialize};
 
-use super::component::{Component, cache_dir::cache_dir};
+use super::cache_dir::cache_dir;
+use super::component::Component;
 use super::data::write;
 use super::{Cluster, Parts};
 use crate::bed::{Owner, signals};
@@ -96,7 +97,7 @@ pub fn down() -> Result<()> {
     if let Some(left) = record(&dir).map(|record| record.dir).filter(|left| left.exists()) {
         fs::remove_dir_all(&left).with_context(|| format!("cannot remove {}", left.display()))?;
     }
-    clear(&dir)
+    remove(&dir)
 }
 
 /// Says what runs.
@@ -180,8 +181,12 @@ fn hold_folder(dir: &Path) -> Result<File> {
     held.with_context(|| format!("cannot take {}", lock.display()))
 }
 
+fn remove(dir: &Path) -> Result<()> {
+    fs::remove_dir_all(dir).with_context(|| format!("cannot remove {}", dir.display()))
+}
+
 fn clear(dir: &Path) -> Result<()> {
-    fs::remove_dir_all(dir).with_context(|| format!("cannot remove {}", dir.display()))?;
+    remove(dir)?;
     fs::create_dir(dir).with_context(|| format!("cannot make {}", dir.display()))
 }
 

@@ -16,6 +16,7 @@ pub(super) const CA_KEY: &str = "ca.key";
 pub(super) const SERVER: &str = "apiserver.crt";
 pub(super) const SERVER_KEY: &str = "apiserver.key";
 pub(super) const ACCOUNTS_KEY: &str = "service-accounts.key";
+pub(super) const ACCOUNTS_PUBLIC_KEY: &str = "service-accounts.pub";
 const ADMIN: &str = "admin.crt";
 const ADMIN_KEY: &str = "admin.key";
 
@@ -44,7 +45,9 @@ fn write_all(dir: &Path) -> Result<Admin> {
     write(dir, CA_KEY, &authority_key.serialize_pem())?;
     let authority = CertifiedIssuer::self_signed(params, authority_key)?;
     let ca = write(dir, CA, &authority.pem())?;
-    write(dir, ACCOUNTS_KEY, &KeyPair::generate()?.serialize_pem())?;
+    let accounts = KeyPair::generate()?;
+    write(dir, ACCOUNTS_KEY, &accounts.serialize_pem())?;
+    write(dir, ACCOUNTS_PUBLIC_KEY, &accounts.public_key_pem())?;
 
     let signed = |common_name: &str,
                   group: Option<&str>,

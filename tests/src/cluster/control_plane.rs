@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use tokio::runtime::Handle;
 
-use super::certificates::{ACCOUNTS_KEY, CA, CA_KEY, SERVER, SERVER_KEY};
+use super::certificates::{ACCOUNTS_KEY, ACCOUNTS_PUBLIC_KEY, CA, CA_KEY, SERVER, SERVER_KEY};
 use super::component::Component;
 use super::data::{Inner, Ready};
 use super::{Parts, found};
@@ -77,7 +77,7 @@ impl Apiserver {
             .args(["--advertise-address=127.0.0.1", "--endpoint-reconciler-type=none"])
             .args([file("tls-cert-file", SERVER), file("tls-private-key-file", SERVER_KEY)])
             .args([file("client-ca-file", CA), flag("cert-dir", dir.display())])
-            .args([file("service-account-key-file", ACCOUNTS_KEY)])
+            .args([file("service-account-key-file", ACCOUNTS_PUBLIC_KEY)])
             .args([file("service-account-signing-key-file", ACCOUNTS_KEY)])
             .args(["--service-account-issuer=https://kubernetes.default.svc.cluster.local"])
             .args([flag("service-cluster-ip-range", SERVICE_NETWORKS)])
@@ -96,6 +96,8 @@ pub(super) fn start_controller_manager(inner: &Inner, handle: &Handle) -> Result
             .args(["--bind-address=127.0.0.1", "--leader-elect=false"])
             .args([file("root-ca-file", CA), file("service-account-private-key-file", ACCOUNTS_KEY)])
             .args([file("cluster-signing-cert-file", CA), file("cluster-signing-key-file", CA_KEY)])
+            // Otherwise it makes a folder on the machine.
+            .args([file("flex-volume-plugin-dir", "flexvolume")])
             // It would wait for the kubelets of nodes that have none, and evict their pods.
             .args(["--controllers=*,-node-lifecycle-controller"])
             .args(RATE))

@@ -115,6 +115,8 @@ impl Inner {
             match is_ready {
                 Ok(_) => return Ok(ports),
                 Err(_) if self.port_was_taken(name, before) && tries.next().is_some() => proc.kill(),
+                // Of one that has ended the error holds all that it said.
+                Err(error) if proc.exited()?.is_some() => return Err(error),
                 Err(error) => return Err(error.context(self.last_words(name))),
             }
         }
@@ -237,10 +239,10 @@ fn sweep(parent: &Path) -> Result<()> {
             continue;
         }
         let owner = Owner::parse(&fs::read_to_string(path.join("owner")).unwrap_or_default());
-        if !owner.is_some_and(Owner::is_alive) {
-            if let Err(error) = fs::remove_dir_all(&path) {
-                eprintln!("cannot sweep the ownerless cluster {}: {error}", path.display());
-            }
+        if !owner.is_some_and(Owner::is_alive)
+            && let Err(error) = fs::remove_dir_all(&path)
+        {
+            eprintln!("cannot sweep the ownerless cluster {}: {error}", path.display());
         }
     }
     Ok(())
