@@ -132,8 +132,7 @@ impl Cluster {
     /// Starts the API server again, on the same port, and waits until it is ready.
     pub fn start_apiserver(&self) -> Result<()> {
         let cmd = self.apiserver.command(&self.inner.dir, self.parts)?;
-        self.inner.spawn_on_same_port(control_plane::APISERVER, &cmd, READY)?;
-        self.wait_until_ready()
+        self.inner.serve_again(control_plane::APISERVER, &cmd, || self.wait_until_ready())
     }
 
     /// Kills the API server and starts it again.

@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -15,6 +16,8 @@ use k8s_openapi::api::core::v1::{ConfigMap, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Api, ListParams, PostParams};
 use kube::{Client, ResourceExt};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::json;
 use sidescope_tests::cluster::{Cluster, Envoy, Parts, Pod, Proxy};
 use sidescope_tests::{Cmd, wait_for};
@@ -188,6 +191,25 @@ fn a_token_is_good_for_its_audience_only() -> Result<()> {
     cluster.end()
 }
 
+#[test]
+fn the_api_server_waits_for_its_port() -> Result<()> {
+    let cluster = Cluster::start(Parts::Api)?;
+    cluster.kill_apiserver();
+    let port = cluster.config().cluster_url.port_u16().context("no port")?;
+    let somebody = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
+    thread::scope(|scope| {
+        let started = scope.spawn(|| cluster.start_apiserver());
+        let log = cluster.dir().join("kube-apiserver.log");
+        wait_for("the API server to find its port taken", SOON, || {
+            Ok(fs::read_to_string(&log)?.contains("address already in use").then_some(()))
+        })?;
+        drop(somebody);
+        started.join().expect("no panic")
+    })?;
+    assert_eq!(config_maps(&cluster)?, [""; 0]);
+    cluster.end()
+}
+
 fn config_map(name: &str) -> String {
     format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}, namespace: default}}\n")
 }
@@ -263,10 +285,10 @@ fn nothing_is_left_of_a_cluster_after_a_panic() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn nothing_is_left_of_a_cluster_whose_owner_was_killed() -> Result<()> {
+/// A process of its own with a cluster.
+fn owner() -> Result<(Child, Traces)> {
     let mut owner = Command::new(TESTBED).args(["cluster", "hold-api"]).stdout(Stdio::piped()).spawn()?;
-    // Two lines that it prints when it is ready: the folder, and the ids of its processes.
+    // It prints when it is ready: the folder, the ids of its processes, an empty line.
     let mut lines = BufReader::new(owner.stdout.take().context("no pipe")?).lines();
     let dir = PathBuf::from(lines.next().context("it has said nothing")??);
     let mut pids = Vec::new();
@@ -274,14 +296,28 @@ fn nothing_is_left_of_a_cluster_whose_owner_was_killed() -> Result<()> {
         pids.push(line.parse::<u32>()?);
     }
     let traces = Traces { dir, pids };
-    let ran = traces.running().len();
+    ensure!(traces.running().len() == 2, "etcd and the API server, or this sees nothing");
+    Ok((owner, traces))
+}
+
+#[test]
+fn nothing_is_left_of_a_cluster_whose_owner_was_killed() -> Result<()> {
+    let (mut owner, traces) = owner()?;
     owner.kill()?;
     owner.wait()?;
-    assert_eq!(ran, 2, "etcd and the API server");
     wait_for("the end of its processes", SOON, || Ok(traces.running().is_empty().then_some(())))?;
-    // Its folder goes with the next cluster.
-    assert!(traces.dir.exists());
+    // Its folder goes with the next cluster, which another test may have made already.
     Cluster::start(Parts::Api)?.end()?;
+    assert!(!traces.dir.exists());
+    Ok(())
+}
+
+#[test]
+fn nothing_is_left_of_a_cluster_whose_owner_was_told_to_end() -> Result<()> {
+    let (mut owner, traces) = owner()?;
+    kill(Pid::from_raw(i32::try_from(owner.id())?), Signal::SIGTERM)?;
+    assert_eq!(owner.wait()?.code(), Some(128 + 15));
+    assert_eq!(traces.running(), [0; 0]);
     assert!(!traces.dir.exists());
     Ok(())
 }

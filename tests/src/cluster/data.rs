@@ -11,7 +11,7 @@ use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use tokio::runtime::Handle;
@@ -123,17 +123,14 @@ impl Inner {
     }
 
     /// Starts a component again on the port that it had, for which it may have to wait.
-    pub(super) fn spawn_on_same_port(&self, name: &str, cmd: &Cmd, limit: Duration) -> Result<Proc> {
-        let end = Instant::now() + patient(limit);
+    pub(super) fn serve_again(&self, name: &str, cmd: &Cmd, is_ready: impl Fn() -> Result<()>) -> Result<()> {
+        let end = Instant::now() + patient(READY);
         loop {
             let before = self.log_len(name);
-            let proc = self.spawn(name, cmd)?;
-            // It binds its port early, and says something in any case.
-            wait_for(&format!("the first words of {name}"), limit, || {
-                Ok((self.log_len(name) > before || proc.exited()?.is_some()).then_some(()))
-            })?;
-            if proc.exited()?.is_none() || !self.port_was_taken(name, before) || Instant::now() > end {
-                return Ok(proc);
+            self.spawn(name, cmd)?;
+            match is_ready() {
+                Err(_) if self.port_was_taken(name, before) && Instant::now() < end => {}
+                result => return result,
             }
         }
     }
