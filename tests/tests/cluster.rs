@@ -236,6 +236,8 @@ fn the_api_server_is_killed_and_has_forgotten_nothing() -> Result<()> {
     cluster.start_apiserver()?;
     assert_ne!(pid(&cluster)?, before);
     assert_eq!(config_maps(&cluster)?, ["kept"]);
+    cluster.restart_apiserver()?;
+    assert_eq!(config_maps(&cluster)?, ["kept"]);
     // On the same port, so a client that knew it before finds it.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {

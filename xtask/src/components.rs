@@ -81,15 +81,20 @@ fn make(component: Component) -> Result<()> {
         println!("components: {file} took {:.0} s", start.elapsed().as_secs_f64());
         anyhow::Ok(())
     });
-    fs::remove_dir_all(&partial).with_context(|| format!("cannot remove {}", partial.display()))?;
+    remove(&partial)?;
     result
+}
+
+fn remove(dir: &Path) -> Result<()> {
+    if dir.exists() {
+        fs::remove_dir_all(dir).with_context(|| format!("cannot remove {}", dir.display()))?;
+    }
+    Ok(())
 }
 
 /// An empty folder.
 fn clear(dir: &Path) -> Result<()> {
-    if dir.exists() {
-        fs::remove_dir_all(dir).with_context(|| format!("cannot remove {}", dir.display()))?;
-    }
+    remove(dir)?;
     fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))
 }
 

@@ -1,7 +1,7 @@
 //! A cluster for a person: a process in the background owns it, and a folder says which.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -175,14 +175,23 @@ fn folder() -> Result<PathBuf> {
 
 /// One at a time.
 fn hold_folder(dir: &Path) -> Result<File> {
-    fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    // Beside the folder, which comes and goes.
     let lock = dir.with_extension("lock");
-    let held = File::create(&lock).and_then(|file| file.lock().map(|()| file));
-    held.with_context(|| format!("cannot take {}", lock.display()))
+    let held = || {
+        lock.parent().map_or(Ok(()), fs::create_dir_all)?;
+        let file = File::create(&lock)?;
+        file.lock().map(|()| file)
+    };
+    held().with_context(|| format!("cannot take {}", lock.display()))
 }
 
 fn remove(dir: &Path) -> Result<()> {
-    fs::remove_dir_all(dir).with_context(|| format!("cannot remove {}", dir.display()))
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", dir.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn clear(dir: &Path) -> Result<()> {
