@@ -1,6 +1,6 @@
 //! A real Kubernetes control plane without a kubelet: etcd, kube-apiserver, and as much more as a test wants.
 //!
-//! Nodes and pods are objects of the API whose status the test writes ([`nodes`]); all that follows from them (bound pods, owners,
+//! Nodes and pods are objects of the API whose status the test writes; all that follows from them (bound pods, owners,
 //! EndpointSlices, tokens) is the work of the real programs. Everything listens on free ports of loopback, so clusters run side by
 //! side; nothing of one outlives the process that made it.
 
