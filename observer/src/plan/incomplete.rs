@@ -84,14 +84,17 @@ impl<'a> Doubts<'a> {
         for call in members.iter().flat_map(|node| &node.direct).filter(|call| call.host_unknown) {
             reasons.insert(Incomplete::DirectHostUnknown(SocketAddr::new(call.address, call.port)));
         }
-        let destinations = |reason| {
+        let destinations = |reasons: &[UnresolvedReason]| {
             let entries = members.iter().filter_map(|node| self.unresolved.get(&node.workload)).flatten();
-            let matching = entries.filter(|entry| entry.reason == reason);
+            let matching = entries.filter(|entry| reasons.contains(&entry.reason));
             matching.map(|entry| (entry.address, entry.port)).collect::<BTreeSet<_>>().len()
         };
         let counted = [
-            Incomplete::Unresolved(destinations(UnresolvedReason::UnknownAddress)),
-            Incomplete::AmbiguousAddress(destinations(UnresolvedReason::AmbiguousAddress)),
+            Incomplete::Unresolved(destinations(&[
+                UnresolvedReason::UnknownAddress,
+                UnresolvedReason::NotKnown,
+            ])),
+            Incomplete::AmbiguousAddress(destinations(&[UnresolvedReason::AmbiguousAddress])),
             Incomplete::Lost(self.lost),
             Incomplete::Unattributed(self.unattributed),
         ];
