@@ -206,13 +206,18 @@ impl ServiceIndex {
     ) -> Option<Target<'_>> {
         let host_text = host.as_str();
         // Not built as a `Host`: what is too long for one is no service's name, and so not found.
-        let expanded = [
-            format!("{host_text}.{namespace}.svc.{CLUSTER_DOMAIN}"),
-            format!("{host_text}.svc.{CLUSTER_DOMAIN}"),
-            format!("{host_text}.{CLUSTER_DOMAIN}"),
-            host_text.to_owned(),
+        let mut name = String::with_capacity(2 * Host::MAX_LEN);
+        let expansions: [&[&str]; 4] = [
+            &[host_text, ".", namespace.as_str(), ".svc.", CLUSTER_DOMAIN],
+            &[host_text, ".svc.", CLUSTER_DOMAIN],
+            &[host_text, ".", CLUSTER_DOMAIN],
+            &[host_text],
         ];
-        let exact = expanded.iter().find_map(|name| self.with_host(name, when));
+        let exact = expansions.iter().find_map(|parts| {
+            name.clear();
+            name.extend(parts.iter().copied());
+            self.with_host(&name, when)
+        });
         let services = exact.or_else(|| self.longest_wildcard(host_text, when))?;
         // One host in several objects: istiod prefers a Kubernetes Service, then what is in the caller's namespace.
         let (best, _) = services.into_iter().min_by_key(|(known, sure)| {
