@@ -241,6 +241,22 @@ fn a_workload_entry_that_comes_and_goes_is_an_endpoint_for_that_time() {
 }
 
 #[test]
+fn a_pod_is_an_endpoint_of_a_headless_service_for_the_time_that_slices_say() {
+    let db = service("db", "clusterIP: None, ports: [{port: 80}]");
+    let mut cluster = Cluster::listed(&(db + &pod("a", "10.0.0.1", "") + &slice("one", "db", "")));
+    let member = "{addresses: [10.0.0.1], targetRef: {kind: Pod, uid: a-uid}}";
+    cluster.apply(s(100), &slice("one", "db", member));
+    // It moves to another slice, and is an endpoint all the time.
+    cluster.apply(s(150), &slice("two", "db", member));
+    cluster.remove(s(160), &slice("one", "db", member));
+    cluster.apply(s(200), &slice("two", "db", ""));
+    cluster.apply(s(300), &slice("two", "db", member));
+    for (when, expected) in [(50, "Pod/a"), (120, "db:80"), (180, "db:80"), (250, "Pod/a"), (350, "db:80")] {
+        assert_eq!(cluster.at(s(when), "10.0.0.1", 80), expected, "{when}");
+    }
+}
+
+#[test]
 fn an_address_that_goes_from_one_pod_to_another_is_each_one_s_for_its_time() {
     let mut cluster = Cluster::listed(&pod("a", "10.0.0.1 fd01::1", ""));
     cluster.apply(s(100), &pod("a", "10.0.0.1 fd01::1", "deletionTimestamp: 2026-01-01T00:02:10Z"));
@@ -265,6 +281,14 @@ fn an_address_that_goes_from_one_pod_to_another_is_each_one_s_for_its_time() {
     {
         assert_eq!(cluster.at(when, "10.0.0.1", 80), expected, "{when:?}");
     }
+    // From the start of its deletion on, a pod may be without its address, however late it is gone.
+    let mut late = Cluster::listed(&pod("a", "10.0.0.1", ""));
+    late.apply(s(100), &pod("a", "10.0.0.1", "deletionTimestamp: 2026-01-01T00:02:10Z"));
+    late.apply(s(120), &pod("b", "10.0.0.1", ""));
+    late.remove(s(130), &pod("a", "10.0.0.1", ""));
+    for (when, expected) in [(s(115), "Pod/a"), (ms(119_500), "?"), (ms(120_500), "Pod/b")] {
+        assert_eq!(late.at(when, "10.0.0.1", 80), expected, "{when:?}");
+    }
     // By uid there is no question, even after both are gone; by address, the other family may tell.
     assert_eq!(cluster.source(ms(99_800), Some("a-uid"), &[]).unwrap(), "a-uid of Pod/a");
     assert_eq!(cluster.source(ms(99_800), None, &["10.0.0.1"]), Err(NoSource::Ambiguous));
@@ -283,6 +307,7 @@ fn a_pod_that_ended_or_is_in_the_node_s_namespace_has_no_address() {
     cluster.apply(s(100), &pod("job", "10.0.0.1", "").replace("Running", "Succeeded"));
     cluster.apply(s(103), &pod("next", "10.0.0.1", ""));
     assert_eq!(cluster.at(s(98), "10.0.0.1", 80), "Pod/job");
+    assert_eq!(cluster.at(ms(101_500), "10.0.0.1", 80), "unknown");
     assert_eq!(cluster.at(s(150), "10.0.0.1", 80), "Pod/next");
     assert_eq!(cluster.source(s(98), Some("node-uid"), &[]), Err(NoSource::HostNetwork));
     assert_eq!(cluster.source(s(98), None, &["192.168.0.2"]), Err(NoSource::Nobody));
