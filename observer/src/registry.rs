@@ -26,10 +26,9 @@ use services::Services;
 pub use view::{NoSource, Source, View};
 
 /// How long after something happened a watch tells of it, in milliseconds, as long as it works: the kubelet reports a pod's address
-/// within this time of the start of its first container, and the API server passes that on. Clocks that write into objects are
-/// trusted to as much. A pod that got another one's address sooner after it than this may be taken for ambiguous.
+/// within this time of the start of its first container, and the API server passes that on. A pod that got another one's address sooner after it than this may be taken for ambiguous.
 pub const LAG: i64 = 1_000;
-/// What may lie between a clock of the cluster and ours where nothing depends on how small it is, in milliseconds.
+/// How far a clock that writes times into objects may be from ours, in milliseconds.
 const SKEW: i64 = 5_000;
 /// An event is not resolved before so many milliseconds have passed, so that all watches have told what they had to.
 pub const HOLD: i64 = 3_000;

@@ -5,7 +5,7 @@ use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::{LAG, ObjectKey};
+use super::{LAG, ObjectKey, SKEW};
 use crate::interned::Interned;
 use crate::model::mesh::Service;
 use crate::model::names::PodUid;
@@ -66,7 +66,8 @@ impl Endpoints {
         endpoints.sort_unstable();
         endpoints.dedup();
         let created = slice.metadata.creation_timestamp.0.unwrap_or(Time(i64::MIN));
-        let from = Span::between(seen.earliest().max(created).plus(-LAG).min(seen.latest()), seen.latest());
+        let earliest = seen.earliest().plus(-LAG).max(created.plus(-SKEW));
+        let from = Span::between(earliest.min(seen.latest()), seen.latest());
         let new = Slice { service, endpoints, ports, listing };
         let before = self.slices.remove(&key);
         let same_service = before.as_ref().filter(|before| before.service == new.service);

@@ -382,12 +382,11 @@ impl Pods {
 }
 
 /// When a pod got an address that was seen now. It has it when its first container starts. Times in objects are cut to whole seconds,
-/// so each is the earliest that it can be.
+/// so each is the earliest that it can be; they are of clocks that differ, so that they only tell what is far from now.
 fn began(object: &Object<PodSpec, PodStatus>, seen: Span) -> Span {
     let started = object.status.started();
-    let by_watch = seen.earliest().min(started.unwrap_or(Time(i64::MAX)));
-    let created = object.metadata.creation_timestamp.0.unwrap_or(Time(i64::MIN));
-    let earliest = by_watch.max(created).plus(-LAG);
+    let by_watch = seen.earliest().min(started.unwrap_or(Time(i64::MAX))).plus(-LAG);
+    let created = object.metadata.creation_timestamp.0.unwrap_or(Time(i64::MIN)).plus(-SKEW);
     let latest = started.map_or(seen.latest(), |started| seen.latest().min(started.plus(1_000 + SKEW)));
-    Span::between(earliest.min(latest), latest)
+    Span::between(by_watch.max(created).min(latest), latest)
 }

@@ -332,7 +332,7 @@ impl Services {
 /// ClusterIP never changes.
 fn appeared(meta: &Meta, seen: Span) -> Span {
     let created = meta.creation_timestamp.0;
-    let earliest = seen.earliest().max(created.unwrap_or(Time(i64::MIN))).plus(-LAG);
+    let earliest = seen.earliest().plus(-LAG).max(created.unwrap_or(Time(i64::MIN)).plus(-SKEW));
     // Cut to a whole second.
     let latest = created.map_or(seen.latest(), |created| seen.latest().min(created.plus(1_000 + SKEW)));
     Span::between(earliest.min(latest), latest)
