@@ -8,13 +8,14 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use crate::mesh_index::{Destination, MeshIndex, Target};
+use crate::mesh_index::MeshIndex;
 use crate::model::graph::{
     Dependency, DirectCall, Evidence, GRAPH_VERSION, Graph, Pods, PortUse, Unattributed, Unresolved,
     UnresolvedReason, WorkloadNode,
 };
 use crate::model::mesh::PortProtocol;
 use crate::model::names::{Host, Namespace, WorkloadRef};
+use crate::service_index::{Destination, Lookup, Target};
 
 /// What was seen of the connections from one workload to one address and port.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,91 +95,120 @@ struct Collected {
     unresolved: BTreeMap<(IpAddr, u16, UnresolvedReason), (BTreeSet<Host>, u64)>,
 }
 
-/// What one flow says, by service and port.
-type Said<'m> = BTreeMap<(&'m Host, &'m Namespace, u16), PortUse>;
+/// Uses of services, by host, namespace and port.
+pub type Uses<'m> = BTreeMap<(&'m Host, &'m Namespace, u16), PortUse>;
+
+/// What one flow says.
+#[derive(Clone, Debug)]
+pub struct Finding<'m> {
+    /// Which services it went to, or named.
+    pub uses: Uses<'m>,
+    /// The call straight to a pod that it is.
+    pub direct: Option<DirectCall>,
+    /// Why its destination has no place in the mesh, where that leaves open what was meant.
+    pub unresolved: Option<UnresolvedReason>,
+    /// Hosts that it named and that nothing in the mesh has.
+    pub unknown_hosts: BTreeSet<Host>,
+}
+
+/// Finds what a flow says.
+pub fn find<'m>(lookup: &'m impl Lookup, flow: &Flow) -> Finding<'m> {
+    let address = flow.address.to_canonical();
+    let destination = lookup.destination(address, flow.port);
+    let (named, unknown_hosts) = name_services(lookup, flow, &destination);
+    // Hosts that are all known say what was meant, even where the address does not.
+    let by_host = !named.is_empty() && unknown_hosts.is_empty() && !flow.host_unknown && !flow.unnamed;
+    let mut uses = Uses::new();
+    let mut direct = None;
+
+    let unresolved = match destination {
+        Destination::Services(targets) => {
+            // The listener that takes the connection decides whether hosts are looked at, and not the port of the
+            // service that a host names.
+            let listener = targets.iter().map(|t| t.protocol).reduce(joined);
+            for target in targets {
+                let port_use = entry(&mut uses, &target, target.protocol);
+                port_use.seen.insert(Evidence::Address(address));
+                port_use.address_only |= !by_host;
+                port_use.unknown_hosts.extend(unknown_hosts.iter().cloned());
+            }
+            note_hosts(&mut uses, &named, listener);
+            None
+        }
+        Destination::AmbiguousServices(targets) => {
+            let claims = |host: &Host| targets.iter().any(|target| target.service.host == *host);
+            let asked: BTreeMap<&Host, &Host> = asked_services(lookup, flow)
+                .map(|(name, target)| (&target.service.host, name))
+                .filter(|(host, _)| claims(host))
+                .collect();
+            let told = by_host && named.iter().all(|(_, target)| claims(&target.service.host));
+            for target in &targets {
+                let host = &target.service.host;
+                let is_named = named.iter().any(|(_, named)| named.service.host == *host);
+                // Where nothing tells which was meant, any may have been: too many in scope break no call.
+                if (told || !asked.is_empty()) && !is_named && !asked.contains_key(host) {
+                    continue;
+                }
+                let port_use = entry(&mut uses, target, target.protocol);
+                port_use.seen.insert(Evidence::Address(address));
+                port_use.seen.extend(asked.get(host).map(|name| Evidence::DnsName((*name).clone())));
+                port_use.address_only |= !by_host;
+                port_use.unknown_hosts.extend(unknown_hosts.iter().cloned());
+            }
+            note_hosts(&mut uses, &named, None);
+            (!told && asked.is_empty()).then_some(UnresolvedReason::AmbiguousAddress)
+        }
+        Destination::Pod(workload) => {
+            direct = Some(DirectCall {
+                workload: workload.clone(),
+                address,
+                port: flow.port,
+                connects: flow.connects,
+                host_unknown: flow.host_unknown,
+                unknown_hosts: unknown_hosts.clone(),
+            });
+            note_hosts(&mut uses, &named, None);
+            None
+        }
+        Destination::Ambiguous => {
+            note_hosts(&mut uses, &named, None);
+            (!by_host).then_some(UnresolvedReason::AmbiguousAddress)
+        }
+        Destination::Unknown => {
+            note_hosts(&mut uses, &named, None);
+            let asked = note_names(&mut uses, lookup, flow, address);
+            (!asked && !by_host).then_some(UnresolvedReason::UnknownAddress)
+        }
+        Destination::NotKnown => {
+            // A name for which the address was given to the workload tells what it meant, whosever the address was.
+            note_hosts(&mut uses, &named, None);
+            let asked = note_names(&mut uses, lookup, flow, address);
+            (!asked && !by_host).then_some(UnresolvedReason::NotKnown)
+        }
+    };
+
+    for port_use in uses.values_mut() {
+        port_use.connects = flow.connects;
+        port_use.host_unknown = flow.host_unknown;
+        port_use.existing = flow.existing && flow.connects == 0;
+    }
+    Finding { uses, direct, unresolved, unknown_hosts }
+}
 
 impl Collected {
-    fn add(&mut self, index: &MeshIndex<'_>, flow: &Flow) {
+    fn add(&mut self, index: &impl Lookup, flow: &Flow) {
+        let found = find(index, flow);
         let address = flow.address.to_canonical();
-        let destination = index.destination(address, flow.port);
-        let (named, unknown_hosts) = name_services(index, flow, &destination);
-        // Hosts that are all known say what was meant, even where the address does not.
-        let by_host = !named.is_empty() && unknown_hosts.is_empty() && !flow.host_unknown && !flow.unnamed;
-        let mut said = Said::new();
-
-        let reason = match destination {
-            Destination::Services(targets) => {
-                // The listener that takes the connection decides whether hosts are looked at, and not the port of the
-                // service that a host names.
-                let listener = targets.iter().map(|t| t.protocol).reduce(joined);
-                for target in targets {
-                    let port_use = entry(&mut said, &target, target.protocol);
-                    port_use.seen.insert(Evidence::Address(address));
-                    port_use.address_only |= !by_host;
-                    port_use.unknown_hosts.extend(unknown_hosts.iter().cloned());
-                }
-                note_hosts(&mut said, &named, listener);
-                None
-            }
-            Destination::AmbiguousServices(targets) => {
-                let claims = |host: &Host| targets.iter().any(|target| target.service.host == *host);
-                let asked: BTreeMap<&Host, &Host> = asked_services(index, flow)
-                    .map(|(name, target)| (&target.service.host, name))
-                    .filter(|(host, _)| claims(host))
-                    .collect();
-                let told = by_host && named.iter().all(|(_, target)| claims(&target.service.host));
-                for target in &targets {
-                    let host = &target.service.host;
-                    let is_named = named.iter().any(|(_, named)| named.service.host == *host);
-                    // Where nothing tells which was meant, any may have been: too many in scope break no call.
-                    if (told || !asked.is_empty()) && !is_named && !asked.contains_key(host) {
-                        continue;
-                    }
-                    let port_use = entry(&mut said, target, target.protocol);
-                    port_use.seen.insert(Evidence::Address(address));
-                    port_use.seen.extend(asked.get(host).map(|name| Evidence::DnsName((*name).clone())));
-                    port_use.address_only |= !by_host;
-                    port_use.unknown_hosts.extend(unknown_hosts.iter().cloned());
-                }
-                note_hosts(&mut said, &named, None);
-                (!told && asked.is_empty()).then_some(UnresolvedReason::AmbiguousAddress)
-            }
-            Destination::Pod(_, pod) => {
-                self.direct.insert(
-                    (pod.workload.clone(), address, flow.port),
-                    DirectCall {
-                        workload: pod.workload.clone(),
-                        address,
-                        port: flow.port,
-                        connects: flow.connects,
-                        host_unknown: flow.host_unknown,
-                        unknown_hosts: unknown_hosts.clone(),
-                    },
-                );
-                note_hosts(&mut said, &named, None);
-                None
-            }
-            Destination::AmbiguousPods => {
-                note_hosts(&mut said, &named, None);
-                (!by_host).then_some(UnresolvedReason::AmbiguousAddress)
-            }
-            Destination::Unknown => {
-                note_hosts(&mut said, &named, None);
-                let asked = note_names(&mut said, index, flow, address);
-                (!asked && !by_host).then_some(UnresolvedReason::UnknownAddress)
-            }
-        };
-
-        if let Some(reason) = reason {
+        if let Some(call) = found.direct {
+            self.direct.insert((call.workload.clone(), address, flow.port), call);
+        }
+        if let Some(reason) = found.unresolved {
             let key = (address, flow.port, reason);
             let (hosts, connects) = self.unresolved.entry(key).or_default();
-            hosts.extend(unknown_hosts);
+            hosts.extend(found.unknown_hosts);
             *connects = connects.saturating_add(flow.connects);
         }
-        for ((host, namespace, port), mut port_use) in said {
-            port_use.connects = flow.connects;
-            port_use.host_unknown = flow.host_unknown;
-            port_use.existing = flow.existing && flow.connects == 0;
+        for ((host, namespace, port), port_use) in found.uses {
             let key = (host.clone(), namespace.clone());
             let ports = self.dependencies.entry(key).or_default();
             match ports.get_mut(&port) {
@@ -218,7 +248,7 @@ impl Collected {
 
 /// The services that the flow's hosts name, and the hosts that name none.
 fn name_services<'f, 'm>(
-    index: &MeshIndex<'m>,
+    index: &'m impl Lookup,
     flow: &'f Flow,
     destination: &Destination<'m>,
 ) -> (Vec<(&'f Host, Target<'m>)>, BTreeSet<Host>) {
@@ -245,20 +275,20 @@ fn name_services<'f, 'm>(
 }
 
 /// Records the hosts on the services that they name.
-fn note_hosts<'m>(said: &mut Said<'m>, named: &[(&Host, Target<'m>)], listener: Option<PortProtocol>) {
+fn note_hosts<'m>(uses: &mut Uses<'m>, named: &[(&Host, Target<'m>)], listener: Option<PortProtocol>) {
     for (host, target) in named {
         let protocol = listener.unwrap_or(target.protocol);
-        let port_use = entry(said, target, protocol);
+        let port_use = entry(uses, target, protocol);
         port_use.seen.insert(Evidence::Host((*host).clone()));
     }
 }
 
 /// Records an address that nothing in the mesh has on the services by whose names the workload had asked for it (a plain TCP
 /// connection to an external database, say). False: there are none.
-fn note_names<'m>(said: &mut Said<'m>, index: &MeshIndex<'m>, flow: &Flow, address: IpAddr) -> bool {
+fn note_names<'m>(uses: &mut Uses<'m>, index: &'m impl Lookup, flow: &Flow, address: IpAddr) -> bool {
     let mut found = false;
     for (name, target) in asked_services(index, flow) {
-        let port_use = entry(said, &target, target.protocol);
+        let port_use = entry(uses, &target, target.protocol);
         port_use.seen.insert(Evidence::Address(address));
         port_use.seen.insert(Evidence::DnsName(name.clone()));
         port_use.address_only = true;
@@ -269,7 +299,7 @@ fn note_names<'m>(said: &mut Said<'m>, index: &MeshIndex<'m>, flow: &Flow, addre
 
 /// The services by whose names the workload had asked for the address.
 fn asked_services<'f, 'm>(
-    index: &MeshIndex<'m>,
+    index: &'m impl Lookup,
     flow: &'f Flow,
 ) -> impl Iterator<Item = (&'f Host, Target<'m>)> {
     flow.names.iter().filter_map(|name| {
@@ -277,10 +307,10 @@ fn asked_services<'f, 'm>(
     })
 }
 
-fn entry<'s, 'm>(said: &'s mut Said<'m>, target: &Target<'m>, protocol: PortProtocol) -> &'s mut PortUse {
+fn entry<'s, 'm>(uses: &'s mut Uses<'m>, target: &Target<'m>, protocol: PortProtocol) -> &'s mut PortUse {
     let service = target.service;
     let key = (&service.host, &service.namespace, target.port);
-    let port_use = said.entry(key).or_insert_with(|| PortUse {
+    let port_use = uses.entry(key).or_insert_with(|| PortUse {
         protocol,
         seen: BTreeSet::new(),
         address_only: false,

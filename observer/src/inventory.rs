@@ -5,26 +5,28 @@
 //! of one name. An error says where: file, object and field.
 
 mod document;
-mod labels;
-mod objects;
-mod protocol;
-mod services;
-mod workloads;
+mod error;
 
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::Arc;
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::model::mesh::Mesh;
+use crate::model::mesh::{Mesh, Pod, PodRef};
 use crate::model::names::{Namespace, ObjectName};
+use crate::objects;
+use crate::services::{self, Endpoints, WrongField};
+use crate::workloads::{Belongs, Controllers, by_template_hash, direct_controller};
 use document::{NotAnObject, Position, RawObject};
+pub use error::InventoryError;
+use error::printable;
 
 /// What an inventory holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,63 +85,6 @@ impl Ignored {
                 "where it is STRICT, calls to a service that is not in the caller's Sidecar are refused, not passed through"
             }
         }
-    }
-}
-
-/// Why an inventory cannot be read.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum InventoryError {
-    /// Neither YAML nor JSON.
-    #[error("{file}:{} not valid YAML or JSON: {message}; correct it, or write it anew with `kubectl get ... -A -o yaml`", LineOf(*.line))]
-    Syntax {
-        /// The file.
-        file: String,
-        /// Line, where the parser knows it.
-        line: Option<u64>,
-        /// What the parser says.
-        message: String,
-    },
-    /// A document that is no Kubernetes object.
-    #[error("{file}: {document}: {field} {problem}; every object needs apiVersion and kind")]
-    NotAnObject {
-        /// The file.
-        file: String,
-        /// Which document, and which item of a list.
-        document: String,
-        /// The field, or `the document`.
-        field: String,
-        /// What is wrong with it.
-        problem: String,
-    },
-    /// A field that does not hold what it should.
-    #[error("{file}: {object}: field {field}: {problem}; correct it, or take the object out")]
-    Field {
-        /// The file.
-        file: String,
-        /// Kind, namespace and name, or the place of an object without a name.
-        object: String,
-        /// Path of the field.
-        field: String,
-        /// What is wrong with it.
-        problem: String,
-    },
-    /// Two objects of one kind, namespace and name that are not the same.
-    #[error("{object} is in {first} and, with other content, in {second}; keep one of them")]
-    Conflict {
-        /// Kind, namespace and name.
-        object: String,
-        /// File that has it first.
-        first: String,
-        /// File that has another one.
-        second: String,
-    },
-}
-
-struct LineOf(Option<u64>);
-
-impl fmt::Display for LineOf {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.map_or(Ok(()), |line| write!(f, " line {line}:"))
     }
 }
 
@@ -245,11 +190,11 @@ impl Builder {
             }
         };
         let id = ObjectId {
-            namespace: (raw.kind != "Namespace").then(|| namespace_of(object.meta())),
+            namespace: (raw.kind != "Namespace").then(|| object.meta().namespace()),
             name: object.meta().name.clone(),
             kind: raw.kind,
         };
-        services::check(&object).map_err(|wrong| InventoryError::Field {
+        check(&object).map_err(|wrong| InventoryError::Field {
             file: file.to_owned(),
             object: id.to_string(),
             field: wrong.field,
@@ -277,8 +222,10 @@ impl Builder {
     /// When an object that was let in turns out to make no sense among the others: a Namespace whose name is no label.
     pub fn build(self) -> Result<Inventory, InventoryError> {
         let mut mesh = Mesh::default();
-        let mut workloads = workloads::Collector::default();
-        let mut services = services::Collector::default();
+        let mut controllers = Controllers::default();
+        let mut pods = Vec::new();
+        let mut found = Vec::new();
+        let mut slices: BTreeMap<_, Endpoints> = BTreeMap::new();
         let count = self.objects.len();
         for (id, listed) in self.objects {
             match listed.object {
@@ -291,18 +238,71 @@ impl Builder {
                         problem: err.to_string(),
                     })?;
                 }
-                Object::Pod(pod) => workloads.add_pod(pod),
-                Object::Controller(controller) => workloads.add_controller(id.kind, controller),
-                Object::CronJob(cron_job) => workloads.add_cron_job(cron_job),
-                Object::Service(service) => services.add_service(service),
-                Object::EndpointSlice(slice) => services.add_slice(&slice),
-                Object::ServiceEntry(entry) => services.add_entry(entry),
+                Object::Pod(pod) => pods.push(pod),
+                Object::Controller(controller) => {
+                    controllers.add(&id.kind, &controller.metadata, &controller.spec);
+                }
+                Object::CronJob(cron_job) => {
+                    controllers.add(&id.kind, &cron_job.metadata, &cron_job.spec.job_template.spec);
+                }
+                Object::Service(service) => found.push(services::of_service(&service).expect(CHECKED)),
+                Object::EndpointSlice(slice) => {
+                    if let Some(service) = services::service_of(&slice) {
+                        slices.entry(service).or_default().add(&slice);
+                    }
+                }
+                Object::ServiceEntry(entry) => {
+                    found.extend(services::of_entry(&entry, std::iter::empty()).expect(CHECKED));
+                }
             }
         }
-        mesh.services = services.finish();
-        workloads.finish(&mut mesh);
+        for service in &mut found {
+            if let Some(endpoints) = slices.get(&(service.namespace.clone(), service.name.clone())) {
+                endpoints.join(service);
+            }
+        }
+        mesh.services = services::sorted(found);
+        for pod in pods {
+            add_pod(&mut mesh, &controllers, &pod);
+        }
+        mesh.workloads = controllers.workloads(mesh.pods.values().map(|pod| (&pod.workload, &*pod.labels)));
         Ok(Inventory { mesh, objects: count, skipped: self.skipped, ignored: self.ignored })
     }
+}
+
+const CHECKED: &str = "checked when it was added";
+
+/// Checks what types alone do not: names that become host names, addresses that may also be something else.
+fn check(object: &Object) -> Result<(), WrongField> {
+    match object {
+        Object::Service(service) => services::of_service(service).map(drop),
+        Object::EndpointSlice(slice) => services::check_slice(slice),
+        Object::ServiceEntry(entry) => services::of_entry(entry, std::iter::empty()).map(drop),
+        _ => Ok(()),
+    }
+}
+
+fn add_pod(
+    mesh: &mut Mesh,
+    controllers: &Controllers,
+    object: &objects::Object<objects::PodSpec, objects::PodStatus>,
+) {
+    let labels = object.metadata.labels.to_labels();
+    let workload = match controllers.workload_of(direct_controller(&object.metadata)) {
+        Belongs::To(workload) => workload,
+        Belongs::ToOwnerOf(direct) => by_template_hash(&direct, &labels),
+    };
+    let status = &object.status;
+    let addresses: BTreeSet<_> =
+        if status.is_terminal() { BTreeSet::new() } else { status.addresses().collect() };
+    mesh.node_addresses.extend(status.node_addresses());
+    if object.spec.host_network {
+        mesh.node_addresses.extend(&addresses);
+    }
+    let name =
+        PodRef { namespace: object.metadata.namespace(), name: object.metadata.name.as_str().to_owned() };
+    let pod = Pod { workload, labels: Arc::new(labels), addresses, host_network: object.spec.host_network };
+    mesh.pods.insert(name, pod);
 }
 
 /// Where an object is, for errors.
@@ -356,20 +356,4 @@ fn not_an_object(file: &str, err: NotAnObject) -> InventoryError {
         field: if err.field.is_empty() { "it".to_owned() } else { format!("field {}", err.field) },
         problem: err.problem,
     }
-}
-
-/// An object without a namespace is in the one that kubectl takes by default.
-fn namespace_of(meta: &objects::Meta) -> Namespace {
-    meta.namespace.clone().unwrap_or_else(|| Namespace::new("default").expect("a DNS label"))
-}
-
-/// Messages of parsers quote the text; none of its control characters may reach a terminal.
-fn printable(text: &str) -> String {
-    text.chars()
-        .flat_map(|c| {
-            let escaped = c.is_control().then(|| c.escape_default());
-            let plain = escaped.is_none().then_some(c);
-            escaped.into_iter().flatten().chain(plain)
-        })
-        .collect()
 }

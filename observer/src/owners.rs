@@ -14,12 +14,17 @@ use crate::model::time::{Span, Time};
 /// forgotten, and what happened in their time cannot be told.
 pub const MAX_OWNERS: usize = 64;
 
+/// Most times without a look that are remembered; before the end of the first, nothing is known any more when there are more.
+const MAX_BLIND: usize = 16;
+
 /// Who had which address when.
 #[derive(Clone, Debug)]
 pub struct Owners<O> {
     addresses: HashMap<IpAddr, Address<O>>,
     /// Owners that were gone by then are not known.
     since: Time,
+    /// Times through which nobody looked: who came and went within one of them is not known.
+    blind: Vec<Span>,
 }
 
 #[derive(Clone, Debug)]
@@ -53,7 +58,7 @@ pub enum Owner<O> {
 impl<O: Clone + PartialEq> Owners<O> {
     /// Nothing is known of owners that were gone by `since`.
     pub fn new(since: Time) -> Self {
-        Self { addresses: HashMap::new(), since }
+        Self { addresses: HashMap::new(), since, blind: Vec::new() }
     }
 
     /// `owner` has got the address within `from`. Said again, it narrows what is known.
@@ -85,7 +90,7 @@ impl<O: Clone + PartialEq> Owners<O> {
     /// Whose the address was when something happened within `when`.
     pub fn at(&self, address: IpAddr, when: Span) -> Owner<O> {
         let Some(known) = self.addresses.get(&address.to_canonical()) else {
-            return if when.earliest() < self.since { Owner::NotKnown } else { Owner::Nobody };
+            return if self.is_before_known(self.since, when) { Owner::NotKnown } else { Owner::Nobody };
         };
         let all = &known.tenures;
         let possible: Vec<&Tenure<O>> = all.iter().filter(|tenure| tenure.may_have_had(when, all)).collect();
@@ -94,7 +99,7 @@ impl<O: Clone + PartialEq> Owners<O> {
         if let [tenure] = certain[..] {
             return Owner::One(tenure.owner.clone());
         }
-        if when.earliest() < known.since.max(self.since) {
+        if self.is_before_known(known.since, when) {
             return Owner::NotKnown;
         }
         match possible[..] {
@@ -104,9 +109,28 @@ impl<O: Clone + PartialEq> Owners<O> {
         }
     }
 
+    fn is_before_known(&self, since: Time, when: Span) -> bool {
+        let blind = self
+            .blind
+            .iter()
+            .any(|blind| blind.earliest() <= when.latest() && blind.latest() >= when.earliest());
+        blind || when.earliest() < since.max(self.since)
+    }
+
+    /// Nobody looked through all of `span`, so that somebody may have come and gone. Of those who had an address before and have it
+    /// still, nobody doubts it.
+    pub fn missed(&mut self, span: Span) {
+        if self.blind.len() == MAX_BLIND {
+            let oldest = self.blind.remove(0);
+            self.since = self.since.max(oldest.latest());
+        }
+        self.blind.push(span);
+    }
+
     /// Forgets owners that were gone before `time`; what happened before it can no longer be told of their addresses.
     pub fn forget(&mut self, time: Time) {
         self.since = self.since.max(time);
+        self.blind.retain(|blind| blind.latest() >= time);
         self.addresses.retain(|_, address| {
             let is_over = |tenure: &Tenure<O>| tenure.until.is_some_and(|until| until.latest() < time);
             address.tenures.retain(|tenure| !is_over(tenure));
@@ -245,6 +269,24 @@ mod tests {
         // One that is still there was there before, as far as that was known.
         owners.forget(Time(1000));
         assert_eq!(owners.at(address(), span(500, 500)), Owner::One(1));
+    }
+
+    #[test]
+    fn who_came_and_went_while_nobody_looked_is_not_taken_for_another() {
+        // The second was there before and after; of the first it is only known that it was gone afterwards.
+        let mut owners = owners(&[(span(90, 100), Some(span(200, 300)))]);
+        let other = "10.0.0.2".parse().unwrap();
+        owners.claim(other, &1, span(90, 100));
+        owners.missed(span(200, 300));
+        assert_eq!(owners.at(address(), span(150, 150)), Owner::One(0));
+        assert_eq!(owners.at(address(), span(250, 250)), Owner::NotKnown);
+        assert_eq!(owners.at(address(), span(301, 301)), Owner::Nobody);
+        assert_eq!(owners.at(other, span(250, 250)), Owner::One(1));
+        assert_eq!(owners.at("10.0.0.3".parse().unwrap(), span(250, 250)), Owner::NotKnown);
+        for n in 0..MAX_BLIND as i64 {
+            owners.missed(span(1000 + n, 1000 + n));
+        }
+        assert_eq!(owners.at("10.0.0.3".parse().unwrap(), span(250, 250)), Owner::NotKnown);
     }
 
     #[test]

@@ -247,6 +247,7 @@ fn unresolved(out: &mut String, graph: &Graph, style: Style) {
         let reason = match entry.reason {
             UnresolvedReason::UnknownAddress => "no object of the inventory has this address",
             UnresolvedReason::AmbiguousAddress => "several objects have this address",
+            UnresolvedReason::NotKnown => "whose address it was at that time is not known",
         };
         let hosts: Vec<_> = entry.hosts.iter().map(|host| format!("\"{host}\"")).collect();
         let named = if hosts.is_empty() {

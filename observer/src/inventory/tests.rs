@@ -1,5 +1,3 @@
-use std::collections::BTreeSet;
-
 use super::*;
 use crate::fixture::{host, mesh, workload};
 use crate::model::mesh::{AddressRange, PortProtocol, ServiceKind};

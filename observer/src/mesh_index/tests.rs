@@ -54,9 +54,10 @@ fn at(mesh: &Mesh, address: &str, port: u16) -> String {
     match MeshIndex::new(mesh).destination(address.parse().unwrap(), port) {
         Destination::Services(targets) => text(targets),
         Destination::AmbiguousServices(targets) => format!("?{}", text(targets)),
-        Destination::Pod(name, _) => format!("pod {}", name.name),
-        Destination::AmbiguousPods => "?pods".to_owned(),
+        Destination::Pod(workload) => format!("pod {}", workload.name),
+        Destination::Ambiguous => "?pods".to_owned(),
         Destination::Unknown => "unknown".to_owned(),
+        Destination::NotKnown => "not known".to_owned(),
     }
 }
 

@@ -177,6 +177,8 @@ pub struct Unresolved {
 pub enum UnresolvedReason {
     /// No object has this address.
     UnknownAddress,
-    /// Several objects have this address; which one was meant cannot be told.
+    /// Several objects have this address, or had it around that time; which one was meant cannot be told.
     AmbiguousAddress,
+    /// It is from before anything was known of the address, or what is known is not enough to tell whose it was.
+    NotKnown,
 }

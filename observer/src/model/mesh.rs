@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use crate::model::names::{Host, Namespace, WorkloadRef};
 
@@ -16,7 +17,7 @@ pub struct Mesh {
     /// Pods that can have addresses, by namespace and name.
     pub pods: BTreeMap<PodRef, Pod>,
     /// Services and the hosts of ServiceEntries. A ServiceEntry with three hosts makes three.
-    pub services: Vec<Service>,
+    pub services: Vec<Arc<Service>>,
     /// Addresses of nodes, as far as pods tell them. Node ports are reached there.
     pub node_addresses: BTreeSet<IpAddr>,
 }
@@ -42,7 +43,7 @@ pub struct PodRef {
 }
 
 /// A workload: what one Sidecar's selector is made from.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Workload {
     /// Labels of the pod template, without any that the injector adds.
     pub template_labels: Labels,
@@ -56,7 +57,7 @@ pub struct Pod {
     /// The workload that it belongs to.
     pub workload: WorkloadRef,
     /// All its labels, those of the injector too.
-    pub labels: Labels,
+    pub labels: Arc<Labels>,
     /// Its addresses; empty while it has none and where it ended.
     pub addresses: BTreeSet<IpAddr>,
     /// Whether it lives in the node's own network namespace. Such a pod has no sidecar.
@@ -147,6 +148,12 @@ impl AddressRange {
         };
         let address: IpAddr = address.parse().ok()?;
         let prefix: u8 = prefix.parse().ok()?;
+        (prefix <= max_prefix(address)).then(|| Self { base: mask(address, prefix), prefix })
+    }
+
+    /// The range of all addresses that share the first `prefix` bits with `address`; `None` where that has fewer.
+    pub fn around(address: IpAddr, prefix: u8) -> Option<Self> {
+        let address = address.to_canonical();
         (prefix <= max_prefix(address)).then(|| Self { base: mask(address, prefix), prefix })
     }
 

@@ -60,3 +60,41 @@ impl Span {
         if earliest <= latest { Self { earliest, latest } } else { by }
     }
 }
+
+/// From when to when something was there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Life {
+    /// When it came.
+    pub from: Span,
+    /// When it went; `None` while it is there.
+    pub until: Option<Span>,
+}
+
+/// Whether something was there at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Presence {
+    /// It was not.
+    No,
+    /// It cannot be told.
+    Maybe,
+    /// All through that time.
+    Yes,
+}
+
+impl Life {
+    /// Of what was always there.
+    pub const ALWAYS: Self =
+        Self { from: Span { earliest: Time(i64::MIN), latest: Time(i64::MIN) }, until: None };
+
+    /// Whether it was there at `when`.
+    pub fn at(&self, when: Span) -> Presence {
+        let came = (self.from.earliest <= when.latest, self.from.latest <= when.earliest);
+        let stayed =
+            self.until.map_or((true, true), |end| (end.latest >= when.earliest, end.earliest >= when.latest));
+        match (came.0 && stayed.0, came.1 && stayed.1) {
+            (false, _) => Presence::No,
+            (true, false) => Presence::Maybe,
+            (true, true) => Presence::Yes,
+        }
+    }
+}

@@ -1,6 +1,7 @@
 //! Which evidence makes a dependency, by the protocol that the proxy handles the connection as.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use crate::model::graph::{Evidence, PortUse, WorkloadNode};
 use crate::model::mesh::{Mesh, PortProtocol, Service, ServiceKind};
@@ -9,7 +10,7 @@ use crate::model::names::{Host, Namespace};
 /// What evidence has to be looked up with.
 #[derive(Debug)]
 pub(super) struct Registry<'a> {
-    services: &'a [Service],
+    services: &'a [Arc<Service>],
     /// Whether every object that has the host in the namespace has an address.
     addressed: BTreeMap<(&'a Host, &'a Namespace), bool>,
     aliases: BTreeMap<&'a Host, &'a Host>,
@@ -63,7 +64,7 @@ impl<'a> Registry<'a> {
             .services
             .iter()
             .filter(|service| takes_whole_port(service) && hosts.contains(&service.host))
-            .flat_map(opaque_ports)
+            .flat_map(|service| opaque_ports(service))
             .collect();
         let mut sharing = BTreeSet::new();
         for service in self.services.iter().filter(|service| !service.addresses.is_empty()) {

@@ -87,15 +87,18 @@ impl<'a> Doubts<'a> {
         for call in members.iter().flat_map(|node| &node.direct).filter(|call| call.host_unknown) {
             reasons.insert(Incomplete::DirectHostUnknown(SocketAddr::new(call.address, call.port)));
         }
-        let destinations = |reason| {
+        let destinations = |reasons: &[UnresolvedReason]| {
             let entries = members.iter().filter_map(|node| self.unresolved.get(&node.workload)).flatten();
-            let matching = entries.filter(|entry| entry.reason == reason);
+            let matching = entries.filter(|entry| reasons.contains(&entry.reason));
             matching.map(|entry| (entry.address, entry.port)).collect::<BTreeSet<_>>().len()
         };
         let lost: BTreeSet<String> = members.iter().flat_map(|node| &node.losses).cloned().collect();
         let counted = [
-            Incomplete::Unresolved(destinations(UnresolvedReason::UnknownAddress)),
-            Incomplete::AmbiguousAddress(destinations(UnresolvedReason::AmbiguousAddress)),
+            Incomplete::Unresolved(destinations(&[
+                UnresolvedReason::UnknownAddress,
+                UnresolvedReason::NotKnown,
+            ])),
+            Incomplete::AmbiguousAddress(destinations(&[UnresolvedReason::AmbiguousAddress])),
             Incomplete::Lost(lost),
             Incomplete::Unattributed(self.unattributed),
         ];

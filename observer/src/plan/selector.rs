@@ -90,7 +90,7 @@ type Holder<'a> = (&'a WorkloadRef, &'a Labels);
 impl<'a> LabelIndex<'a> {
     pub(super) fn new(mesh: &'a Mesh) -> Self {
         let templates = mesh.workloads.iter().map(|(workload, labels)| (workload, &labels.template_labels));
-        let pods = mesh.pods.values().map(|pod| (&pod.workload, &pod.labels));
+        let pods = mesh.pods.values().map(|pod| (&pod.workload, &*pod.labels));
         let mut index: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for (workload, labels) in templates.chain(pods) {
             for (key, value) in labels {

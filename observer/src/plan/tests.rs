@@ -171,8 +171,12 @@ fn add(
         owned.collect()
     };
     let key = workload(name);
-    let pod =
-        Pod { workload: key.clone(), labels: labels(pod), addresses: BTreeSet::new(), host_network: false };
+    let pod = Pod {
+        workload: key.clone(),
+        labels: labels(pod).into(),
+        addresses: BTreeSet::new(),
+        host_network: false,
+    };
     let pod_name = PodRef { namespace: key.namespace.clone(), name: format!("{}-{}", key.kind, key.name) };
     mesh.pods.insert(pod_name, pod);
     mesh.workloads

@@ -9,7 +9,7 @@ use crate::model::names::ObjectName;
 
 /// Why a label is none.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum LabelError {
+pub enum LabelError {
     /// A key that is no `name` or `domain/name`.
     #[error("has the malformed label key {0:?}")]
     Key(String),
@@ -21,14 +21,14 @@ pub(super) enum LabelError {
 /// Labels that were checked.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
-pub(super) struct CheckedLabels(BTreeMap<LabelKey, LabelValue>);
+pub struct CheckedLabels(BTreeMap<LabelKey, LabelValue>);
 
 impl CheckedLabels {
-    pub(super) fn get(&self, key: &str) -> Option<&str> {
+    pub fn get(&self, key: &str) -> Option<&str> {
         self.0.iter().find(|(k, _)| k.0 == key).map(|(_, v)| v.0.as_str())
     }
 
-    pub(super) fn to_labels(&self) -> Labels {
+    pub fn to_labels(&self) -> Labels {
         self.0.iter().map(|(k, v)| (k.0.clone(), v.0.clone())).collect()
     }
 }
@@ -77,13 +77,13 @@ fn is_qualified(text: &str) -> bool {
 }
 
 /// Takes out what controllers add to the template of what they make: a ReplicaSet's hash, a Job's identity.
-pub(super) fn without_controller_labels(mut labels: Labels) -> Labels {
+pub fn without_controller_labels(mut labels: Labels) -> Labels {
     labels.retain(|key, _| !is_added_by_controller(key));
     labels
 }
 
 /// Takes out what is not from the template, as far as a pod alone can tell.
-pub(super) fn without_added_labels(labels: &Labels) -> Labels {
+pub fn without_added_labels(labels: &Labels) -> Labels {
     let mut labels = without_controller_labels(labels.clone());
     labels.retain(|key, _| !is_added_by_injector(key));
     labels

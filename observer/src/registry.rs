@@ -1,0 +1,369 @@
+//! What the aggregator knows of the cluster, and knew of its last minutes: whose an address was when something happened. Pure.
+//!
+//! Objects come and go as watches tell it, each with the time at which it was seen. What is gone is remembered for a while, because
+//! what agents tell comes late: an event is resolved with what was true then.
+
+mod endpoints;
+mod pods;
+mod services;
+mod view;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use crate::model::mesh::{Labels, Mesh};
+use crate::model::names::{Namespace, WorkloadRef};
+use crate::model::time::{Span, Time};
+use crate::objects::{
+    ControllerSpec, CronJobSpec, EndpointSlice, Nothing, Object, PodSpec, PodStatus, ServiceEntrySpec,
+    ServiceEntryStatus, ServiceSpec, ServiceStatus, WorkloadEntrySpec,
+};
+use crate::services::WrongField;
+use crate::workloads::{Controllers, reference_of};
+use endpoints::Endpoints;
+use pods::Pods;
+use services::Services;
+pub use view::{NoSource, Source, View};
+
+/// How long after something happened a watch tells of it, in milliseconds, as long as it works: the kubelet reports a pod's address
+/// within this time of the start of its first container, and the API server passes that on. A pod that got another one's address sooner after it than this may be taken for ambiguous.
+pub const LAG: i64 = 1_000;
+/// How far a clock that writes times into objects may be from ours, in milliseconds.
+const SKEW: i64 = 5_000;
+/// An event is not resolved before so many milliseconds have passed, so that all watches have told what they had to.
+pub const HOLD: i64 = 3_000;
+/// How long after a pod its ReplicaSet or Job may become known; then it is taken for one that nobody tells of.
+pub const LAST_RESORT: i64 = 10_000;
+/// How long what is gone is remembered, in milliseconds.
+pub const RETENTION: i64 = 600_000;
+
+/// A kind of object that is watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[allow(missing_docs, reason = "the names of the kinds")]
+pub enum Kind {
+    Namespace,
+    Pod,
+    ReplicaSet,
+    Job,
+    Deployment,
+    StatefulSet,
+    DaemonSet,
+    CronJob,
+    Service,
+    EndpointSlice,
+    ServiceEntry,
+    WorkloadEntry,
+}
+
+impl Kind {
+    /// All kinds.
+    pub const ALL: [Self; 12] = [
+        Self::Namespace,
+        Self::Pod,
+        Self::ReplicaSet,
+        Self::Job,
+        Self::Deployment,
+        Self::StatefulSet,
+        Self::DaemonSet,
+        Self::CronJob,
+        Self::Service,
+        Self::EndpointSlice,
+        Self::ServiceEntry,
+        Self::WorkloadEntry,
+    ];
+
+    /// Its name in Kubernetes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Namespace => "Namespace",
+            Self::Pod => "Pod",
+            Self::ReplicaSet => "ReplicaSet",
+            Self::Job => "Job",
+            Self::Deployment => "Deployment",
+            Self::StatefulSet => "StatefulSet",
+            Self::DaemonSet => "DaemonSet",
+            Self::CronJob => "CronJob",
+            Self::Service => "Service",
+            Self::EndpointSlice => "EndpointSlice",
+            Self::ServiceEntry => "ServiceEntry",
+            Self::WorkloadEntry => "WorkloadEntry",
+        }
+    }
+}
+
+/// An object as a watch gives it.
+#[derive(Clone, Debug)]
+#[allow(missing_docs, reason = "the names of the kinds")]
+pub enum Watched {
+    Namespace(Object<Nothing>),
+    Pod(Object<PodSpec, PodStatus>),
+    /// A ReplicaSet, Job, Deployment, StatefulSet or DaemonSet.
+    Controller(Kind, Object<ControllerSpec>),
+    CronJob(Object<CronJobSpec>),
+    Service(Object<ServiceSpec, ServiceStatus>),
+    EndpointSlice(EndpointSlice),
+    ServiceEntry(Object<ServiceEntrySpec, ServiceEntryStatus>),
+    WorkloadEntry(Object<WorkloadEntrySpec>),
+}
+
+/// Namespace and name of an object.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectKey {
+    /// Its namespace.
+    pub namespace: Namespace,
+    /// Its name.
+    pub name: String,
+}
+
+/// How much is remembered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Size {
+    /// Pods that are there.
+    pub pods: usize,
+    /// Pods that are gone.
+    pub gone: usize,
+    /// Pairs of address and pod.
+    pub tenures: usize,
+    /// Services that are there, and hosts of ServiceEntries.
+    pub services: usize,
+    /// Pods whose ReplicaSet or Job is not known.
+    pub waiting: usize,
+}
+
+/// The cluster as the watches tell it.
+#[derive(Debug)]
+pub struct Registry {
+    watches: BTreeMap<Kind, Watch>,
+    pods: Pods,
+    controllers: Controllers,
+    services: Services,
+    endpoints: Endpoints,
+    namespaces: HashMap<Namespace, (Arc<Labels>, u32)>,
+}
+
+/// How far the watch of one kind is.
+#[derive(Clone, Debug, Default)]
+struct Watch {
+    /// It has told all that there is, and goes on telling.
+    synced: bool,
+    /// How often it has begun to list.
+    listing: u32,
+    /// The controllers that the listing has told of.
+    listed: HashSet<WorkloadRef>,
+}
+
+impl Registry {
+    /// Nothing is known of what happened before `now`.
+    pub fn new(now: Time) -> Self {
+        Self {
+            watches: Kind::ALL.into_iter().map(|kind| (kind, Watch::default())).collect(),
+            pods: Pods::new(now),
+            controllers: Controllers::default(),
+            services: Services::default(),
+            endpoints: Endpoints::default(),
+            namespaces: HashMap::new(),
+        }
+    }
+
+    /// Takes over an object that is new or has changed. `seen` is when that was: from when the watch had last told that it is up to
+    /// date (for the first listing, since ever) until now.
+    ///
+    /// # Errors
+    /// When the object makes no sense. It is left as it was.
+    pub fn apply(&mut self, object: Watched, seen: Span) -> Result<(), WrongField> {
+        match object {
+            Watched::Namespace(namespace) => {
+                let listing = self.watches[&Kind::Namespace].listing;
+                let name = Namespace::new(namespace.metadata.name.as_str()).map_err(|err| WrongField {
+                    field: "metadata.name".to_owned(),
+                    problem: err.to_string(),
+                })?;
+                let labels = Arc::new(namespace.metadata.labels.to_labels());
+                self.namespaces.insert(name, (labels, listing));
+            }
+            Watched::Pod(pod) => {
+                let listing = self.watches[&Kind::Pod].listing;
+                self.pods.apply(&pod, seen, listing, &self.controllers)?;
+            }
+            Watched::Controller(kind, controller) => {
+                let Object { metadata, spec, .. } = controller;
+                self.add_controller(kind, reference_of(kind.name(), &metadata), |controllers| {
+                    controllers.add(kind.name(), &metadata, &spec);
+                });
+            }
+            Watched::CronJob(cron_job) => {
+                let Object { metadata, spec, .. } = cron_job;
+                self.add_controller(Kind::CronJob, reference_of("CronJob", &metadata), |controllers| {
+                    controllers.add("CronJob", &metadata, &spec.job_template.spec);
+                });
+            }
+            Watched::Service(service) => {
+                self.services.apply(&service, seen, self.watches[&Kind::Service].listing)?;
+            }
+            Watched::EndpointSlice(slice) => {
+                crate::services::check_slice(&slice)?;
+                let listing = self.watches[&Kind::EndpointSlice].listing;
+                if let Some(service) = self.endpoints.apply(&slice, seen, listing) {
+                    self.services.ports_changed(&service);
+                }
+            }
+            Watched::ServiceEntry(entry) => {
+                self.services.apply_entry(entry, seen, self.watches[&Kind::ServiceEntry].listing)?;
+            }
+            Watched::WorkloadEntry(entry) => {
+                self.services.apply_workload_entry(entry, seen, self.watches[&Kind::WorkloadEntry].listing);
+            }
+        }
+        Ok(())
+    }
+
+    fn add_controller(&mut self, kind: Kind, reference: WorkloadRef, add: impl FnOnce(&mut Controllers)) {
+        add(&mut self.controllers);
+        self.pods.controller_known(&reference, &self.controllers);
+        if let Some(watch) = self.watches.get_mut(&kind).filter(|watch| !watch.synced) {
+            watch.listed.insert(reference);
+        }
+    }
+
+    /// Takes over that an object is gone; `object` is the last that was seen of it, `seen` as in [`Self::apply`].
+    pub fn remove(&mut self, object: &Watched, seen: Span) {
+        match object {
+            Watched::Namespace(namespace) => {
+                self.namespaces.retain(|name, _| name.as_str() != namespace.metadata.name.as_str());
+            }
+            Watched::Pod(pod) => self.pods.remove(&pod.metadata, seen),
+            Watched::Controller(kind, controller) => {
+                self.controllers.remove(&reference_of(kind.name(), &controller.metadata), seen.latest());
+            }
+            Watched::CronJob(cron_job) => {
+                self.controllers.remove(&reference_of("CronJob", &cron_job.metadata), seen.latest());
+            }
+            Watched::Service(service) => self.services.remove(&ObjectKey::of(&service.metadata), seen),
+            Watched::EndpointSlice(slice) => {
+                if let Some(service) = self.endpoints.remove(&ObjectKey::of(&slice.metadata), seen) {
+                    self.services.ports_changed(&service);
+                }
+            }
+            Watched::ServiceEntry(entry) => {
+                self.services.remove_entry(&ObjectKey::of(&entry.metadata), seen);
+            }
+            Watched::WorkloadEntry(entry) => {
+                self.services.remove_workload_entry(&ObjectKey::of(&entry.metadata), seen);
+            }
+        }
+    }
+
+    /// The watch of a kind begins to list what there is.
+    pub fn begin_list(&mut self, kind: Kind) {
+        let watch = self.watch(kind);
+        watch.synced = false;
+        watch.listing = watch.listing.wrapping_add(1);
+        watch.listed.clear();
+    }
+
+    /// It has listed everything, within `seen` as in [`Self::apply`]: what it did not name is gone. A kind that the cluster does not
+    /// have is listed without an object.
+    pub fn end_list(&mut self, kind: Kind, seen: Span) {
+        let watch = self.watch(kind);
+        watch.synced = true;
+        let (listing, listed) = (watch.listing, std::mem::take(&mut watch.listed));
+        match kind {
+            Kind::Namespace => self.namespaces.retain(|_, (_, of)| *of == listing),
+            Kind::Pod => self.pods.end_list(listing, seen),
+            Kind::Service => self.services.end_list(listing, seen),
+            Kind::ServiceEntry => self.services.end_list_of_entries(listing, seen),
+            Kind::WorkloadEntry => self.services.end_list_of_workload_entries(listing, seen),
+            Kind::EndpointSlice => {
+                for service in self.endpoints.end_list(listing, seen) {
+                    self.services.ports_changed(&service);
+                }
+            }
+            Kind::ReplicaSet
+            | Kind::Job
+            | Kind::Deployment
+            | Kind::StatefulSet
+            | Kind::DaemonSet
+            | Kind::CronJob => {
+                let there = self.controllers.of_kind(kind.name());
+                let gone: Vec<_> = there.filter(|controller| !listed.contains(controller)).cloned().collect();
+                for controller in gone {
+                    self.controllers.remove(&controller, seen.latest());
+                }
+            }
+        }
+    }
+
+    /// The watch of a kind does not tell anything for now.
+    pub fn interrupted(&mut self, kind: Kind) {
+        self.watch(kind).synced = false;
+    }
+
+    /// It goes on where it was interrupted, without listing anew.
+    pub fn resumed(&mut self, kind: Kind) {
+        self.watch(kind).synced = true;
+    }
+
+    fn watch(&mut self, kind: Kind) -> &mut Watch {
+        self.watches.get_mut(&kind).expect("every kind has its watch from the start")
+    }
+
+    /// The kinds of which the watch has not told all.
+    pub fn missing(&self) -> impl Iterator<Item = Kind> {
+        self.watches.iter().filter(|(_, watch)| !watch.synced).map(|(kind, _)| *kind)
+    }
+
+    /// Makes what was taken over count for lookups. Called before a round of them: many objects may have changed since the last.
+    pub fn settle(&mut self, now: Time) {
+        self.services.settle(&self.endpoints);
+        if self.watches[&Kind::ReplicaSet].synced && self.watches[&Kind::Job].synced {
+            self.pods.last_resort(now.plus(-LAST_RESORT));
+        }
+    }
+
+    /// Whether everything that bears on what happened at `when` must be known by `now`.
+    pub fn is_settled(&self, when: Span, now: Time) -> bool {
+        now.since(when.latest()) >= HOLD
+            && self.watches.values().all(|watch| watch.synced)
+            && !self.services.is_stale()
+    }
+
+    /// Forgets what is gone for longer than [`RETENTION`].
+    pub fn forget(&mut self, now: Time) {
+        let time = now.plus(-RETENTION);
+        self.pods.forget(time);
+        self.controllers.forget(time);
+        self.services.forget(time);
+        self.endpoints.forget(time);
+    }
+
+    /// The cluster as it was at `when`.
+    pub fn view(&self, when: Span) -> View<'_> {
+        View::new(self, when)
+    }
+
+    /// The labels of a namespace that is there.
+    pub fn namespace(&self, name: &Namespace) -> Option<&Labels> {
+        self.namespaces.get(name).map(|(labels, _)| &**labels)
+    }
+
+    /// What there is now, in the form that plans are made from.
+    pub fn mesh(&self) -> Mesh {
+        let mut mesh = Mesh {
+            services: self.services.with_endpoints(&self.endpoints),
+            node_addresses: self.pods.node_addresses().collect(),
+            pods: self.pods.living().map(|pod| (pod.name.clone(), pod.to_mesh())).collect(),
+            ..Mesh::default()
+        };
+        let pods = mesh.pods.values().map(|pod| (&pod.workload, &*pod.labels));
+        mesh.workloads = self.controllers.workloads(pods);
+        mesh
+    }
+
+    /// How much is remembered.
+    pub fn size(&self) -> Size {
+        Size { services: self.services.len(), ..self.pods.size() }
+    }
+}
+
+#[cfg(test)]
+mod tests;
