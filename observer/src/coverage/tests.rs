@@ -138,6 +138,19 @@ fn what_came_and_went_unseen_does_not_count_as_watched() {
 }
 
 #[test]
+fn a_leader_whose_clock_is_behind_counts_nothing_twice() {
+    let mut coverage = pods(1);
+    coverage.good(0, 900, 3_900);
+    assert_eq!(coverage.sum(3_900), (3_000, 3_900));
+    let mut next = Coverage::new(Time(0));
+    next.load(&workload(), &coverage.of(&workload(), Time(0)).unwrap());
+    next.start(&uid(0), &workload(), Time(0));
+    next.good(0, 900, 5_900);
+    // Of the 5,000 ms that were covered, rounding has taken a part.
+    assert_eq!(next.sum(5_900), (4_900, 5_900));
+}
+
+#[test]
 fn what_is_kept_is_bounded_while_one_pod_stops_the_frontier() {
     let mut coverage = pods(1);
     for pod in 1..=10_000 {
