@@ -41,10 +41,10 @@ const PLAIN_KINDS: [&str; 9] = [
     namespaced,
     derive = "PartialEq",
     status = "Record",
-    printcolumn(name = "Hosts", type_ = "integer", json_path = ".status.hosts"),
-    printcolumn(name = "Covered", type_ = "string", json_path = ".status.coverage.covered"),
-    printcolumn(name = "Last seen", type_ = "date", json_path = ".status.lastSeen"),
-    printcolumn(name = "Verdict", type_ = "string", json_path = ".status.verdict")
+    printcolumn = r#"{"name": "Hosts", "type": "integer", "jsonPath": ".status.hosts"}"#,
+    printcolumn = r#"{"name": "Covered", "type": "string", "jsonPath": ".status.coverage.covered"}"#,
+    printcolumn = r#"{"name": "Last seen", "type": "date", "jsonPath": ".status.lastSeen"}"#,
+    printcolumn = r#"{"name": "Verdict", "type": "string", "jsonPath": ".status.verdict"}"#
 )]
 #[serde(rename_all = "camelCase")]
 pub struct Workload {
