@@ -113,7 +113,19 @@ pub struct ServicePort {
 }
 
 /// Protocol of a port as istiod reads it from `appProtocol` and the name's prefix.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    serde::Serialize,
+    serde::Deserialize,
+    schemars::JsonSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum PortProtocol {
     /// HTTP/1, HTTP/2, gRPC: routed by host.

@@ -1,7 +1,9 @@
 //! Names that were checked at the boundary, so that nobody has to check them again.
 
+use std::borrow::Cow;
 use std::fmt;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 /// Domain of the cluster, as istiod assumes it unless told otherwise.
@@ -195,13 +197,15 @@ fn check_label(label: &str) -> Result<(), NameError> {
 pub type Kind = String;
 
 /// A workload: the topmost controller of its pods, or a bare pod.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub struct WorkloadRef {
     /// Its namespace.
     pub namespace: Namespace,
     /// Kind of the controller.
+    #[schemars(length(min = 1, max = 63))]
     pub kind: Kind,
     /// Name of the controller.
+    #[schemars(length(min = 1, max = 253))]
     pub name: String,
 }
 
@@ -212,7 +216,18 @@ impl fmt::Display for WorkloadRef {
 }
 
 macro_rules! text_newtype {
-    ($type:ident, $new:expr) => {
+    ($type:ident, $new:expr, $max:expr, $pattern:expr) => {
+        impl JsonSchema for $type {
+            fn inline_schema() -> bool {
+                true
+            }
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($type).into()
+            }
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!({"type": "string", "minLength": 1, "maxLength": $max, "pattern": $pattern})
+            }
+        }
         impl fmt::Display for $type {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str(&self.0)
@@ -231,10 +246,20 @@ macro_rules! text_newtype {
         }
     };
 }
-text_newtype!(Namespace, |text: &str| Namespace::new(text));
-text_newtype!(Host, Host::new);
-text_newtype!(ObjectName, |text: &str| ObjectName::new(text));
-text_newtype!(PodUid, |text: &str| PodUid::new(text));
+text_newtype!(Namespace, |text: &str| Namespace::new(text), 63, "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$");
+text_newtype!(
+    Host,
+    Host::new,
+    253,
+    r"^(\*\.)?[a-z0-9_]([-a-z0-9_]*[a-z0-9_])?(\.[a-z0-9_]([-a-z0-9_]*[a-z0-9_])?)*$"
+);
+text_newtype!(
+    ObjectName,
+    |text: &str| ObjectName::new(text),
+    253,
+    r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
+);
+text_newtype!(PodUid, |text: &str| PodUid::new(text), 64, "^[-a-zA-Z0-9]+$");
 
 #[cfg(test)]
 mod tests {
