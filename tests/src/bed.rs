@@ -9,10 +9,10 @@
 mod address;
 mod cgroup;
 mod host;
-mod leftovers;
-mod process;
+pub(crate) mod leftovers;
+pub(crate) mod process;
 mod services;
-mod signals;
+pub(crate) mod signals;
 mod users;
 
 use std::collections::BTreeMap;
@@ -31,6 +31,7 @@ pub use services::{Protocol, Service, ServicePort};
 use crate::cmd::Cmd;
 use host::HostData;
 use process::Running;
+use signals::Ends;
 
 /// Address of the node, as `status.hostIP` has it.
 pub const NODE_V4: Ipv4Addr = Ipv4Addr::new(172, 18, 0, 2);
@@ -280,6 +281,19 @@ impl Drop for Bed {
         if let Err(error) = self.inner.tear_down() {
             eprintln!("the test bed {} left something behind: {error:#}", self.inner.id);
         }
+    }
+}
+
+impl Ends for Inner {
+    fn title(&self) -> String {
+        format!("bed {}", self.id)
+    }
+
+    fn end_for_good(&self) -> Result<()> {
+        let mut state = lock(&self.state);
+        let result = self.tear_down_locked(&mut state);
+        std::mem::forget(state);
+        result
     }
 }
 

@@ -2,11 +2,13 @@
 //!
 //! A [`Bed`] is a network of its own: a node namespace with a bridge, one namespace per pod, ClusterIPs. The machine's
 //! own network is never touched, and nothing of a bed outlives the process that made it.
+//! A [`Cluster`] is a real Kubernetes control plane beside it.
 //! [`bookinfo`] fills a bed with Istio's sample application, [`demo`] runs `sidescope observe` on that.
 
 pub mod bed;
 pub mod bench;
 pub mod bookinfo;
+pub mod cluster;
 pub mod cmd;
 pub mod demo;
 pub mod dial;
@@ -17,5 +19,6 @@ pub mod tcp;
 pub mod wait;
 
 pub use bed::{Bed, Host, Proc, Service, ServicePort};
+pub use cluster::Cluster;
 pub use cmd::Cmd;
 pub use wait::{patient, wait_for};

@@ -9,9 +9,10 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use sidescope_tests::bench::{self, load as bench_load};
 use sidescope_tests::bookinfo::{self, Load, Name, app::Role};
+use sidescope_tests::cluster::{Cluster, Parts};
 use sidescope_tests::demo::{self, Calls};
 use sidescope_tests::dial::{self, How};
-use sidescope_tests::{Bed, Cmd, bed, dns, existing, tcp};
+use sidescope_tests::{Bed, Cmd, bed, cluster, dns, existing, tcp};
 
 #[derive(Parser)]
 #[command(about = "Sidescope's test bed: real processes in network namespaces")]
@@ -61,6 +62,11 @@ enum Command {
     /// The load generator of the bench (run by it, in a pod)
     #[command(hide = true)]
     BenchLoad { orders: PathBuf, cpu: usize },
+    /// A Kubernetes control plane with istiod, in the background
+    Cluster {
+        #[command(subcommand)]
+        what: ClusterCommand,
+    },
     /// Show the beds of this machine
     List,
     /// End a bed that was kept
@@ -174,6 +180,22 @@ enum Command {
     Hold,
 }
 
+#[derive(Subcommand)]
+enum ClusterCommand {
+    /// Start it, unless it runs, and print how to reach it
+    Up,
+    /// End it and remove its data
+    Down,
+    /// Show what runs
+    Status,
+    /// Own it (run by `up`)
+    #[command(hide = true)]
+    Hold,
+    /// One without controllers until a signal comes (for the test of what is left when its owner is killed)
+    #[command(hide = true)]
+    HoldApi,
+}
+
 fn main() -> ExitCode {
     match run(Args::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
@@ -197,6 +219,23 @@ fn run(command: Command) -> Result<()> {
         }
         Command::BenchServe { cpu } => bench_load::serve(cpu),
         Command::BenchLoad { orders, cpu } => bench_load::run(&orders, cpu),
+        Command::Cluster { what } => match what {
+            ClusterCommand::Up => cluster::up(),
+            ClusterCommand::Down => cluster::down(),
+            ClusterCommand::Status => cluster::status(),
+            ClusterCommand::Hold => cluster::hold(),
+            ClusterCommand::HoldApi => {
+                let cluster = Cluster::start(Parts::Api)?;
+                println!("{}", cluster.dir().display());
+                for (_, proc) in cluster.processes() {
+                    println!("{}", proc.pid());
+                }
+                println!();
+                loop {
+                    std::thread::park();
+                }
+            }
+        },
         Command::List => {
             for (id, owner) in bed::list()? {
                 match owner.filter(|owner| owner.is_alive()) {

@@ -11,6 +11,8 @@ use std::{
     process::Command,
 };
 
+use super::cache_dir::cache_dir;
+
 /// The variable that forces one [`Compiler`] by its name.
 pub(crate) const COMPILER_VAR: &str = "SIDESCOPE_BPF_TOOLCHAIN";
 
@@ -151,11 +153,9 @@ impl fmt::Display for Missing {
 
 impl std::error::Error for Missing {}
 
-/// Where tools are kept that cargo builds for us; outside the repository, so that a fresh clone finds them again.
+/// Where tools are kept that cargo builds for us.
 pub(crate) fn tools_dir() -> Option<PathBuf> {
-    let var = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let cache = var("XDG_CACHE_HOME").or_else(|| Some(var("HOME")?.join(".cache")))?;
-    Some(cache.join("sidescope/tools"))
+    Some(cache_dir()?.join("tools"))
 }
 
 /// The executable `name` on PATH or among our own tools.

@@ -5,6 +5,7 @@
 //! with a distribution's compiler and keep a lock file of their own.
 
 mod bpf;
+mod cache_dir;
 
 use std::{
     env,

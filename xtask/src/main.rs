@@ -4,7 +4,10 @@
 //! programs into the kernel. Compilers always run as the user.
 
 mod bpf;
+mod cache_dir;
 mod command;
+mod component;
+mod components;
 mod kernel_object;
 mod kernels;
 mod samples;
@@ -13,7 +16,10 @@ mod steps;
 mod test;
 mod tidy;
 
-use std::{os::unix::process::CommandExt, process::ExitCode};
+use std::{
+    os::unix::process::CommandExt,
+    process::{Command, ExitCode},
+};
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
@@ -42,6 +48,12 @@ enum Task {
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
         load: Option<u32>,
     },
+    /// A real Kubernetes control plane with istiod, without nodes: what the tests use, for a person
+    Cluster {
+        /// What to do with it
+        #[command(subcommand)]
+        what: Cluster,
+    },
     /// Runs all checks and tests
     Test {
         /// Only formatting, clippy, tidy and the unit tests
@@ -69,6 +81,16 @@ enum Task {
     },
 }
 
+#[derive(Clone, Copy, Subcommand)]
+enum Cluster {
+    /// Builds what is missing, starts it in the background, unless it runs, and prints how to reach it
+    Up,
+    /// Ends it and removes its data
+    Down,
+    /// Shows what runs
+    Status,
+}
+
 #[derive(Subcommand)]
 enum Bench {
     /// What the kernel programs cost and how complete what they find is; takes four minutes
@@ -88,12 +110,17 @@ fn main() -> ExitCode {
 fn run(task: Task) -> Result<()> {
     std::env::set_current_dir(root_dir())?;
     match task {
-        Task::Setup => setup::run(Needs::Demo).map(drop),
+        Task::Setup => {
+            setup::run(Needs::Demo)?;
+            setup::run(Needs::Cluster)?;
+            components::build()
+        }
         Task::Build { release } => {
             setup::run(Needs::Build)?;
             build(release)
         }
         Task::Demo { keep, load } => demo(keep, load),
+        Task::Cluster { what } => cluster(what),
         Task::Test { kernels: Some(names), .. } => test::run_kernels(&names),
         Task::Test { quick, kernels: None } => test::run(quick),
         Task::Bench { what: Bench::Kernel } => bench_kernel(),
@@ -109,6 +136,20 @@ fn build(release: bool) -> Result<()> {
         build.arg("--release");
     }
     command::run(&mut build)
+}
+
+fn cluster(what: Cluster) -> Result<()> {
+    let word = match what {
+        Cluster::Up => "up",
+        Cluster::Down => "down",
+        Cluster::Status => "status",
+    };
+    if matches!(what, Cluster::Up) {
+        setup::run(Needs::Cluster)?;
+        components::build()?;
+    }
+    command::run(&mut cargo(["build", "--quiet", "-p", "sidescope-tests", "--bin", "testbed"]))?;
+    command::run(Command::new("target/debug/testbed").args(["cluster", word]))
 }
 
 fn demo(keep: bool, load: Option<u32>) -> Result<()> {

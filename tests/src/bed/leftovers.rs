@@ -25,7 +25,7 @@ const STATE: &str = "/run/sidescope-bed";
 /// Where in a bed's state directory its BPF file system is.
 const BPFFS: &str = "bpffs";
 
-/// The process that a bed belongs to.
+/// The process that a bed or a cluster belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owner {
     /// Its process id.
@@ -35,10 +35,14 @@ pub struct Owner {
 }
 
 impl Owner {
-    fn current() -> Result<Self> {
-        let pid = Pid::this().as_raw();
-        let start = start_time(pid).context("cannot read when this process started")?;
-        Ok(Self { pid, start })
+    /// This process.
+    pub(crate) fn current() -> Result<Self> {
+        Self::of(Pid::this().as_raw()).context("cannot read when this process started")
+    }
+
+    /// The process of this id, if it runs.
+    pub(crate) fn of(pid: i32) -> Option<Self> {
+        Some(Self { pid, start: start_time(pid)? })
     }
 
     /// Whether it still runs.
@@ -46,7 +50,13 @@ impl Owner {
         start_time(self.pid) == Some(self.start)
     }
 
-    fn parse(text: &str) -> Option<Self> {
+    /// As [`Self::parse`] reads it.
+    pub(crate) fn record(self) -> String {
+        format!("{} {}\n", self.pid, self.start)
+    }
+
+    /// Nothing, where a record was not finished.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         let (pid, start) = text.trim().split_once(' ')?;
         Some(Self { pid: pid.parse().ok()?, start: start.parse().ok()? })
     }
@@ -78,8 +88,7 @@ pub(crate) fn claim(mount: &Path) -> Result<(String, PathBuf)> {
         }
         let owner = Owner::current()?;
         let path = dir.join("owner");
-        fs::write(&path, format!("{} {}\n", owner.pid, owner.start))
-            .with_context(|| format!("cannot write {}", path.display()))?;
+        fs::write(&path, owner.record()).with_context(|| format!("cannot write {}", path.display()))?;
         return Ok((id, dir));
     }
 }

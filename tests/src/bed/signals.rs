@@ -1,4 +1,4 @@
-//! SIGINT, SIGTERM and SIGHUP end all beds of this process and then the process: a drop alone would not run.
+//! SIGINT, SIGTERM and SIGHUP end all beds and clusters of this process and then the process: a drop alone would not run.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak, mpsc};
@@ -7,19 +7,29 @@ use std::thread;
 use anyhow::{Context, Result, anyhow};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{Inner, lock};
+use super::lock;
 
-static BEDS: Mutex<Vec<Weak<Inner>>> = Mutex::new(Vec::new());
+/// What a signal has to end.
+pub(crate) trait Ends: Send + Sync {
+    /// What it is called in messages.
+    fn title(&self) -> String;
+
+    /// Ends it and keeps its lock, so that nothing new can come into being in it until the process is gone.
+    fn end_for_good(&self) -> Result<()>;
+}
+
+static ALL: Mutex<Vec<Weak<dyn Ends>>> = Mutex::new(Vec::new());
 static EXPECTED: AtomicBool = AtomicBool::new(false);
 
-/// Makes a bed known to the signal handler in the same breath as it comes into being.
-pub(crate) fn register(make: impl FnOnce() -> Result<Arc<Inner>>) -> Result<Arc<Inner>> {
+/// Makes a bed or a cluster known to the signal handler in the same breath as it comes into being.
+pub(crate) fn register<T: Ends + 'static>(make: impl FnOnce() -> Result<Arc<T>>) -> Result<Arc<T>> {
     listen()?;
-    let mut beds = lock(&BEDS);
-    let inner = make()?;
-    beds.retain(|bed| bed.strong_count() > 0);
-    beds.push(Arc::downgrade(&inner));
-    Ok(inner)
+    let mut all = lock(&ALL);
+    let made = make()?;
+    all.retain(|other| other.strong_count() > 0);
+    let known: Weak<T> = Arc::downgrade(&made);
+    all.push(known);
+    Ok(made)
 }
 
 /// From now on a signal is the wanted end of this process.
@@ -62,19 +72,15 @@ fn wait_for_one(ready: &mpsc::Sender<Result<(), String>>) {
 
 /// Keeps every lock it takes until the process is gone: who is half-way through making something stays where it is.
 fn end_all(signal: i32) -> ! {
-    let beds = lock(&BEDS);
+    let all = lock(&ALL);
     let mut code = if EXPECTED.load(Ordering::SeqCst) { 0 } else { 128 + signal };
-    let alive: Vec<Arc<Inner>> = beds.iter().filter_map(Weak::upgrade).collect();
-    let mut states = Vec::new();
-    for inner in &alive {
-        let mut state = lock(&inner.state);
-        if let Err(error) = inner.tear_down_locked(&mut state) {
-            eprintln!("the test bed {} left something behind: {error:#}", inner.id);
+    for one in all.iter().filter_map(Weak::upgrade) {
+        if let Err(error) = one.end_for_good() {
+            eprintln!("{} left something behind: {error:#}", one.title());
             code = 1;
         } else {
-            eprintln!("bed {} is removed", inner.id);
+            eprintln!("{} is removed", one.title());
         }
-        states.push(state);
     }
     std::process::exit(code)
 }
