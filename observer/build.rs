@@ -30,7 +30,9 @@ fn protocol() -> Result<(), Box<dyn Error>> {
         let mut builder =
             tonic_prost_build::configure().build_client(services).build_server(services).out_dir(out);
         if services {
-            builder = builder.extern_path(".sidescope.v1", "crate::wire::proto");
+            builder = builder
+                .extern_path(".sidescope.v1", "crate::wire::proto")
+                .codec_path("crate::transport::Codec");
         }
         builder.compile_fds(files.clone())?;
     }

@@ -1,6 +1,8 @@
 //! What agent and aggregator tell each other, checked: the messages of `proto/sidescope/v1/report.proto` as the rest of the program
 //! knows them. Whatever comes from an agent is bounded here, before anything is kept of it. Pure.
 
+pub mod shape;
+
 use std::net::IpAddr;
 
 use crate::model::names::{Host, PodUid};
