@@ -50,6 +50,7 @@ fn node(calls: &[(&str, u16)]) -> WorkloadNode {
         dependency.ports.insert(*port, port_use(Evidence::Host(host(name))));
     }
     WorkloadNode {
+        losses: std::collections::BTreeSet::new(),
         workload: workload("web"),
         pods: Pods::default(),
         dependencies: dependencies.into_values().collect(),
