@@ -62,6 +62,7 @@ fn call(workload: &WorkloadRef, host: &str) -> Result<WorkloadNode> {
     let host = Host::new(host)?;
     let ports = BTreeMap::from([(80, port([Evidence::Host(host.clone())]))]);
     Ok(WorkloadNode {
+        losses: std::collections::BTreeSet::new(),
         workload: workload.clone(),
         pods: Pods::default(),
         dependencies: vec![Dependency { host, namespace: Namespace::new("default")?, ports }],
