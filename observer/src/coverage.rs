@@ -42,6 +42,8 @@ struct Watched {
     covered_ms: i64,
     /// The end of the last time before the frontier that does not count.
     interrupted: Option<Time>,
+    /// What was counted until then, or more.
+    covered_when_interrupted_ms: i64,
     pods: HashMap<PodUid, Pod>,
 }
 
@@ -69,6 +71,7 @@ impl Coverage {
         let watched = self.workloads.entry(Arc::new(workload.clone())).or_default();
         watched.skip_to(through.max(self.known_since));
         watched.covered_ms = watched.covered_ms.max(stored.covered.millis());
+        watched.covered_when_interrupted_ms = stored.covered_when_interrupted.millis();
         watched.interrupted = watched.interrupted.max(stored.interrupted.map(Timestamp::time));
     }
 
@@ -77,7 +80,7 @@ impl Coverage {
         self.known_since = self.known_since.max(time);
         for watched in self.workloads.values_mut().filter(|watched| watched.frontier < time) {
             watched.skip_to(time);
-            watched.interrupted = watched.interrupted.max(Some(time));
+            watched.interrupt(time);
         }
     }
 
@@ -203,8 +206,14 @@ impl Watched {
         let length = until.min(self.frontier).since(from);
         if length > 0 {
             self.covered_ms = (self.covered_ms - length).max(0);
-            self.interrupted = self.interrupted.max(Some(until.min(self.frontier)));
+            self.interrupt(until.min(self.frontier));
         }
+    }
+
+    /// Nobody watched until then. How much of what was counted was later is not known, so none of it is taken for it.
+    fn interrupt(&mut self, until: Time) {
+        self.interrupted = self.interrupted.max(Some(until));
+        self.covered_when_interrupted_ms = self.covered_ms;
     }
 
     fn advance(&mut self, known_through: Time) {
@@ -244,7 +253,9 @@ impl Watched {
         let alive = length(&mut alive);
         let lost = length(&mut unwatched);
         self.covered_ms += alive - lost;
-        self.interrupted = self.interrupted.max(unwatched.iter().map(|(_, until)| *until).max());
+        if let Some(until) = unwatched.iter().map(|(_, until)| *until).max() {
+            self.interrupt(until);
+        }
         self.frontier = to;
     }
 
@@ -265,6 +276,7 @@ impl Watched {
             // What lies between this and the frontier would count twice if it were rounded the other way.
             through: Some(Timestamp::ceil(self.frontier)),
             interrupted: self.interrupted.map(Timestamp::ceil),
+            covered_when_interrupted: Seconds::ceil(self.covered_when_interrupted_ms),
             watched_pods: count(there().filter(|pod| pod.is_watched(recent)).count()),
             pods: count(there().count()),
         }

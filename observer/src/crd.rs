@@ -1,5 +1,5 @@
-//! The custom resource `WorkloadDependencies`: how the record of a workload lies in the Kubernetes API. Its definition in
-//! `deploy/crds` is generated from these types.
+//! The custom resources: `WorkloadDependencies`, as which the record of a workload lies in the Kubernetes API, and `ScopePolicy`, by
+//! which users say what they want. Their definitions in `deploy/crds` are generated from these types.
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use crate::model::dependencies::Record;
 use crate::model::names::{NameError, Namespace, ObjectName, WorkloadRef};
+use crate::model::policy::PolicySpec;
 
 /// Longest name of an object.
 const MAX_NAME: usize = 253;
@@ -56,6 +57,35 @@ pub struct Workload {
     pub name: String,
 }
 
+/// What is wanted for workloads of the namespace; in Istio's root namespace, and without a selector, for all of the mesh.
+#[derive(CustomResource, Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "sidescope.io",
+    version = "v1alpha1",
+    kind = "ScopePolicy",
+    plural = "scopepolicies",
+    doc = "How far Sidescope may go with the Sidecars of workloads, and what it has to keep in their scope.",
+    namespaced,
+    status = "PolicyStatus",
+    printcolumn = r#"{"name": "Mode", "type": "string", "jsonPath": ".spec.mode"}"#,
+    printcolumn = r#"{"name": "Problem", "type": "string", "jsonPath": ".status.problem"}"#
+)]
+pub struct ScopePolicySpec {
+    /// What is wanted.
+    #[serde(flatten)]
+    pub spec: PolicySpec,
+}
+
+/// What Sidescope makes of a `ScopePolicy`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyStatus {
+    /// Why it has no effect, but that nothing is narrowed or taken out where it would have one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub problem: Option<String>,
+}
+
 /// Why an object tells of no workload.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
@@ -91,29 +121,43 @@ pub struct Stored {
     pub unreadable: usize,
 }
 
-/// The definition of the resource.
+/// The definition of the records' resource.
 pub fn definition() -> CustomResourceDefinition {
-    let mut definition = WorkloadDependencies::crd();
+    as_api_server_takes_it(WorkloadDependencies::crd())
+}
+
+/// The definition of the policies' resource.
+pub fn policy_definition() -> CustomResourceDefinition {
+    as_api_server_takes_it(ScopePolicy::crd())
+}
+
+fn as_api_server_takes_it(mut definition: CustomResourceDefinition) -> CustomResourceDefinition {
     for version in &mut definition.spec.versions {
         if let Some(schema) = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut()) {
-            without_unknown_formats(schema);
+            simplify(schema);
         }
     }
     definition
 }
 
-/// Rust's numbers have names that the API server warns of.
-fn without_unknown_formats(schema: &mut JSONSchemaProps) {
+/// Rust's numbers have names that the API server warns of, it has a word of its own for sets, and what is not listed it drops anyway.
+fn simplify(schema: &mut JSONSchemaProps) {
     if schema.format.as_ref().is_some_and(|format| format.starts_with("uint")) {
         schema.format = None;
     }
+    if schema.unique_items.take() == Some(true) {
+        schema.x_kubernetes_list_type = Some("set".to_owned());
+    }
+    if matches!(schema.additional_properties, Some(JSONSchemaPropsOrBool::Bool(false))) {
+        schema.additional_properties = None;
+    }
     let properties = schema.properties.iter_mut().flat_map(|properties| properties.values_mut());
-    properties.for_each(without_unknown_formats);
+    properties.for_each(simplify);
     if let Some(JSONSchemaPropsOrArray::Schema(items)) = &mut schema.items {
-        without_unknown_formats(items);
+        simplify(items);
     }
     if let Some(JSONSchemaPropsOrBool::Schema(values)) = &mut schema.additional_properties {
-        without_unknown_formats(values);
+        simplify(values);
     }
 }
 
@@ -219,7 +263,7 @@ mod tests {
 
     use super::*;
 
-    const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/crds/workloaddependencies.yaml");
+    const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/crds");
 
     fn workload(kind: &str, name: &str) -> WorkloadRef {
         let namespace = Namespace::new("default").unwrap();
@@ -230,23 +274,32 @@ mod tests {
         serde_json::from_value(serde_json::to_value(object).unwrap()).unwrap()
     }
 
-    /// `SIDESCOPE_UPDATE=1` writes it.
+    fn definitions() -> [(&'static str, &'static str, CustomResourceDefinition); 2] {
+        [
+            ("workloaddependencies.yaml", "observer/src/model/dependencies.rs", definition()),
+            ("scopepolicies.yaml", "observer/src/model/policy.rs", policy_definition()),
+        ]
+    }
+
+    /// `SIDESCOPE_UPDATE=1` writes them.
     #[test]
-    fn the_definition_in_deploy_is_what_the_types_say() {
-        let head =
-            "# Generated from observer/src/crd.rs and observer/src/model/dependencies.rs; do not edit.\n";
-        let expected = head.to_owned() + &serde_saphyr::to_string(&definition()).unwrap();
-        if env::var_os("SIDESCOPE_UPDATE").is_some() {
-            fs::write(FILE, &expected).unwrap();
+    fn the_definitions_in_deploy_are_what_the_types_say() {
+        for (name, source, definition) in definitions() {
+            let head = format!("# Generated from observer/src/crd.rs and {source}; do not edit.\n");
+            let expected = head + &serde_saphyr::to_string(&definition).unwrap();
+            let file = format!("{FOLDER}/{name}");
+            if env::var_os("SIDESCOPE_UPDATE").is_some() {
+                fs::write(&file, &expected).unwrap();
+            }
+            let found = fs::read_to_string(&file).unwrap_or_default();
+            assert!(
+                found == expected,
+                "deploy/crds/{name} is not what the types say: \
+                 run SIDESCOPE_UPDATE=1 cargo test -p sidescope --lib crd"
+            );
+            let read: CustomResourceDefinition = serde_saphyr::from_str(&found).unwrap();
+            assert_eq!(read, definition);
         }
-        let found = fs::read_to_string(FILE).unwrap_or_default();
-        assert!(
-            found == expected,
-            "deploy/crds/workloaddependencies.yaml is not what the types say: \
-             run SIDESCOPE_UPDATE=1 cargo test -p sidescope --lib crd"
-        );
-        let read: CustomResourceDefinition = serde_saphyr::from_str(&found).unwrap();
-        assert_eq!(read, definition());
     }
 
     #[test]
@@ -270,11 +323,12 @@ mod tests {
                 check(items, &format!("{path}[]"));
             }
         }
-        let definition = definition();
-        let schema =
-            definition.spec.versions[0].schema.as_ref().unwrap().open_api_v3_schema.as_ref().unwrap();
-        for part in ["spec", "status"] {
-            check(&schema.properties.as_ref().unwrap()[part], part);
+        for (name, _, definition) in definitions() {
+            let schema = definition.spec.versions[0].schema.as_ref().unwrap();
+            let schema = schema.open_api_v3_schema.as_ref().unwrap();
+            for part in ["spec", "status"] {
+                check(&schema.properties.as_ref().unwrap()[part], &format!("{name}: {part}"));
+            }
         }
     }
 

@@ -6,6 +6,7 @@
 
 mod document;
 mod error;
+mod rules;
 
 #[cfg(test)]
 mod tests;
@@ -27,9 +28,10 @@ use crate::workloads::{Belongs, Controllers, by_template_hash, direct_controller
 use document::{NotAnObject, Position, RawObject};
 pub use error::InventoryError;
 use error::printable;
+use rules::Rule;
 
 /// What an inventory holds.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Inventory {
     /// The mesh that the objects make up.
     pub mesh: Mesh,
@@ -37,55 +39,6 @@ pub struct Inventory {
     pub objects: usize,
     /// Objects of kinds that are not read, by kind.
     pub skipped: BTreeMap<String, usize>,
-    /// Objects that are not read though they bear on what a Sidecar does, by kind.
-    pub ignored: BTreeMap<Ignored, usize>,
-}
-
-/// A kind that is not read (yet) and that bears on what a Sidecar does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Ignored {
-    /// Another Sidecar.
-    Sidecar,
-    /// Routes of a host to other hosts.
-    VirtualService,
-    /// Which servers refuse plain text.
-    PeerAuthentication,
-}
-
-impl Ignored {
-    fn of(group: &str, kind: &str) -> Option<Self> {
-        match (group, kind) {
-            ("networking.istio.io", "Sidecar") => Some(Self::Sidecar),
-            ("networking.istio.io", "VirtualService") => Some(Self::VirtualService),
-            ("security.istio.io", "PeerAuthentication") => Some(Self::PeerAuthentication),
-            _ => None,
-        }
-    }
-
-    /// Its name in Kubernetes.
-    pub fn kind(self) -> &'static str {
-        match self {
-            Self::Sidecar => "Sidecar",
-            Self::VirtualService => "VirtualService",
-            Self::PeerAuthentication => "PeerAuthentication",
-        }
-    }
-
-    /// What follows from its not being read, for people.
-    pub fn consequence(self) -> &'static str {
-        match self {
-            Self::Sidecar => {
-                "one that selects the same pods as a Sidecar written here takes effect in its place, or the other way round: \
-                 istiod takes the older one; what a namespace's default says besides egress is not copied"
-            }
-            Self::VirtualService => {
-                "its hosts are not followed: a host that only a VirtualService has is not put into a Sidecar"
-            }
-            Self::PeerAuthentication => {
-                "where it is STRICT, calls to a service that is not in the caller's Sidecar are refused, not passed through"
-            }
-        }
-    }
 }
 
 /// Collects objects from any number of files, in any order.
@@ -93,7 +46,6 @@ impl Ignored {
 pub struct Builder {
     objects: BTreeMap<ObjectId, Listed>,
     skipped: BTreeMap<String, usize>,
-    ignored: BTreeMap<Ignored, usize>,
 }
 
 /// Kind, namespace and name: what makes an object the same.
@@ -129,6 +81,7 @@ enum Object {
     Controller(objects::Object<objects::ControllerSpec>),
     CronJob(objects::Object<objects::CronJobSpec>),
     ServiceEntry(objects::Object<objects::ServiceEntrySpec, objects::ServiceEntryStatus>),
+    Rule(Rule),
 }
 
 impl Object {
@@ -141,6 +94,7 @@ impl Object {
             Self::Controller(object) => &object.metadata,
             Self::CronJob(object) => &object.metadata,
             Self::ServiceEntry(object) => &object.metadata,
+            Self::Rule(rule) => rule.meta(),
         }
     }
 }
@@ -166,28 +120,27 @@ impl Builder {
     fn add(&mut self, file: &str, raw: RawObject) -> Result<(), InventoryError> {
         let context = Context { file, kind: &raw.kind, position: raw.position };
         let object = match (raw.group.as_str(), raw.kind.as_str()) {
-            ("", "Namespace") => Object::Namespace(context.read(raw.body)?),
-            ("", "Pod") => Object::Pod(context.read(raw.body)?),
-            ("", "Service") => Object::Service(context.read(raw.body)?),
-            ("discovery.k8s.io", "EndpointSlice") => Object::EndpointSlice(context.read(raw.body)?),
+            ("", "Namespace") => Object::Namespace(context.read(&raw.body)?),
+            ("", "Pod") => Object::Pod(context.read(&raw.body)?),
+            ("", "Service") => Object::Service(context.read(&raw.body)?),
+            ("discovery.k8s.io", "EndpointSlice") => Object::EndpointSlice(context.read(&raw.body)?),
             ("apps", "Deployment" | "ReplicaSet" | "StatefulSet" | "DaemonSet") | ("batch", "Job") => {
-                Object::Controller(context.read(raw.body)?)
+                Object::Controller(context.read(&raw.body)?)
             }
-            ("batch", "CronJob") => Object::CronJob(context.read(raw.body)?),
-            ("networking.istio.io", "ServiceEntry") => Object::ServiceEntry(context.read(raw.body)?),
+            ("batch", "CronJob") => Object::CronJob(context.read(&raw.body)?),
+            ("networking.istio.io", "ServiceEntry") => Object::ServiceEntry(context.read(&raw.body)?),
             // A kind is not unique without its group: Knative has a Service, too.
             (group, kind @ ("Namespace" | "Pod" | "Service" | "Deployment" | "Job")) => {
                 *self.skipped.entry(format!("{kind}.{group}")).or_default() += 1;
                 return Ok(());
             }
-            (group, kind) => {
-                if let Some(ignored) = Ignored::of(group, kind) {
-                    *self.ignored.entry(ignored).or_default() += 1;
+            (group, kind) => match Rule::read(&context, group, kind, &raw.body) {
+                Some(rule) => Object::Rule(rule?),
+                None => {
+                    *self.skipped.entry(kind.to_owned()).or_default() += 1;
                     return Ok(());
                 }
-                *self.skipped.entry(kind.to_owned()).or_default() += 1;
-                return Ok(());
-            }
+            },
         };
         let id = ObjectId {
             namespace: (raw.kind != "Namespace").then(|| object.meta().namespace()),
@@ -226,18 +179,21 @@ impl Builder {
         let mut pods = Vec::new();
         let mut found = Vec::new();
         let mut slices: BTreeMap<_, Endpoints> = BTreeMap::new();
+        let (mut rules, mut namespaces) = (Vec::new(), Vec::new());
         let count = self.objects.len();
         for (id, listed) in self.objects {
             match listed.object {
-                Object::Namespace(_) => {
+                Object::Namespace(object) => {
                     // A namespace's name is a label, which is less than other objects may have.
-                    Namespace::new(id.name.as_str()).map_err(|err| InventoryError::Field {
+                    let name = Namespace::new(id.name.as_str()).map_err(|err| InventoryError::Field {
                         file: listed.file,
                         object: id.to_string(),
                         field: "metadata.name".to_owned(),
                         problem: err.to_string(),
                     })?;
+                    namespaces.push((name, object.metadata.labels.to_labels()));
                 }
+                Object::Rule(rule) => rules.push(rule),
                 Object::Pod(pod) => pods.push(pod),
                 Object::Controller(controller) => {
                     controllers.add(&id.kind, &controller.metadata, &controller.spec);
@@ -266,7 +222,8 @@ impl Builder {
             add_pod(&mut mesh, &controllers, &pod);
         }
         mesh.workloads = controllers.workloads(mesh.pods.values().map(|pod| (&pod.workload, &*pod.labels)));
-        Ok(Inventory { mesh, objects: count, skipped: self.skipped, ignored: self.ignored })
+        mesh.config = rules::config(rules, namespaces);
+        Ok(Inventory { mesh, objects: count, skipped: self.skipped })
     }
 }
 
@@ -278,6 +235,7 @@ fn check(object: &Object) -> Result<(), WrongField> {
         Object::Service(service) => services::of_service(service).map(drop),
         Object::EndpointSlice(slice) => services::check_slice(slice),
         Object::ServiceEntry(entry) => services::of_entry(entry, std::iter::empty()).map(drop),
+        Object::Rule(rule) => rule.check(),
         _ => Ok(()),
     }
 }
@@ -313,16 +271,16 @@ struct Context<'a> {
 }
 
 impl Context<'_> {
-    fn read<T: DeserializeOwned>(&self, body: Value) -> Result<T, InventoryError> {
+    fn read<T: DeserializeOwned>(&self, body: &Value) -> Result<T, InventoryError> {
         // The name is wanted only for an error, so it is looked up only then.
-        serde_path_to_error::deserialize(&body).map_err(|err| {
+        serde_path_to_error::deserialize(body).map_err(|err| {
             let field = match err.path().to_string() {
                 path if path == "." => "metadata".to_owned(),
                 path => printable(&path),
             };
             InventoryError::Field {
                 file: self.file.to_owned(),
-                object: self.name_of(&body),
+                object: self.name_of(body),
                 field,
                 problem: printable(&err.inner().to_string()),
             }

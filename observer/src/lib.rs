@@ -14,6 +14,7 @@ pub mod changes;
 pub mod cli;
 pub mod clock;
 pub mod collect;
+pub mod configure;
 pub mod coverage;
 pub mod crd;
 pub mod dns;

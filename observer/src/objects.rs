@@ -74,11 +74,15 @@ impl Meta {
     }
 }
 
-/// The one annotation that is read: under which uid the kubelet runs a static pod, whose object in the API has another.
+/// The annotations that are read.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 pub struct Annotations {
+    /// Under which uid the kubelet runs a static pod, whose object in the API has another.
     #[serde(default, rename = "kubernetes.io/config.hash")]
     pub static_uid: Option<String>,
+    /// Hosts that the pods of a controller need in any case ([`crate::model::mesh::STATIC_HOSTS`]).
+    #[serde(default, rename = "sidescope.io/static-hosts")]
+    pub static_hosts: Option<String>,
 }
 
 /// When something happened to an object, in whole seconds of the clock of whoever wrote it. It is no part of what the object is: two

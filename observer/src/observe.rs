@@ -20,7 +20,7 @@ use crate::model::graph::{Graph, Unattributed};
 use crate::model::names::WorkloadRef;
 use crate::older::Older;
 use crate::output::{self, Results};
-use crate::plan::{Plan, plan};
+use crate::plan::{Plan, propose};
 use crate::probes::{ProbeError, Probes, Settings};
 use crate::progress::{Progress, Snapshot};
 use crate::render;
@@ -54,7 +54,7 @@ pub async fn run(args: &Observe) -> Result<(), Failure> {
     let mut observing = Observing { watch, index: &index };
     observing.until_told(&mut stop, args.duration).await.map_err(Failure::Run)?;
     let graph = observing.finish().await.map_err(Failure::Run)?;
-    let plan = plan(&graph, &inventory.mesh);
+    let plan = propose(&graph, &inventory.mesh);
     let written = write_results(args, &graph, &plan);
     // What was learnt in hours is shown even where it cannot be written.
     print_report(&graph, &plan).map_err(Failure::Run)?;
@@ -71,14 +71,6 @@ fn report_inventory(inventory: &Inventory) {
     );
     for (kind, count) in &inventory.skipped {
         warn!(%kind, count, "objects of a kind that is not used were skipped");
-    }
-    for (ignored, count) in &inventory.ignored {
-        warn!(
-            kind = ignored.kind(),
-            count,
-            consequence = ignored.consequence(),
-            "objects that matter were not read"
-        );
     }
 }
 

@@ -1,9 +1,24 @@
-//! From the dependency graph to Sidecars, and to a verdict on every workload that was watched.
+//! From what was seen of the workloads and the configuration of the mesh to Sidecars, and to a verdict on every workload. Pure: what is
+//! there, what users want and what time it is are given.
+//!
+//! [`Planner`] holds what does not depend on what was seen: selectors, routes, risks. It decides on one workload in microseconds, and on
+//! all by doing that for each.
 
-mod evidence;
-mod incomplete;
+mod change;
+mod demand;
+mod doubt;
+mod fact;
+mod learning;
 mod naming;
+mod pods;
+mod policy;
+mod risk;
+mod scope;
 mod selector;
+mod services;
+mod shadow;
+mod size;
+mod unit;
 
 #[cfg(test)]
 mod tests;
@@ -11,24 +26,40 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use crate::model::graph::{Graph, Pods, WorkloadNode};
-use crate::model::mesh::{Labels, Mesh};
+use crate::model::config::ObjectRef;
+use crate::model::dependencies::MAX_DESTINATIONS;
+use crate::model::graph::{Graph, Pods};
+use crate::model::mesh::Mesh;
 use crate::model::names::{Host, Namespace, WorkloadRef};
-use crate::model::sidecar::{
-    API_VERSION, Egress, EgressHost, KIND, MANAGED_BY, Metadata, Sidecar, Spec, WorkloadSelector,
-};
-use evidence::Registry;
-use incomplete::Doubts;
-pub use incomplete::Incomplete;
-use selector::{LabelIndex, Owner, Selected};
+use crate::model::policy::Mode;
+use crate::model::sidecar::Sidecar;
+use crate::model::stamp::Seconds;
+use crate::model::time::Time;
+pub use change::{Change, Current, Effect, Key, What};
+use change::{Wanted, step};
+pub use demand::{Demand, Once, Recorded, Seen};
+pub use doubt::Doubt;
+pub use fact::{Fact, RiskFact};
+use learning::Learnt;
+pub use policy::{Basis, Effective, problem};
+use scope::{Always, Scope};
+pub use size::{Pushes, Size};
+pub use unit::Planner;
+use unit::{Group, Unit};
 
 /// What to write, and why there is nothing to write for the rest.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// Sidecars in the order of their namespaces and names.
+    /// Sidecars of all workloads that are ready, in the order of their namespaces and names; not those of which policy wants none.
     pub sidecars: Vec<Sidecar>,
+    /// What is to be done now, widening first.
+    pub changes: Vec<Change>,
+    /// How many changes have to wait until these are done.
+    pub deferred: usize,
     /// One verdict for each Sidecar, and for each workload that gets none; in the order of namespaces and names.
     pub verdicts: Vec<WorkloadVerdict>,
+    /// By host: for how many proxies a change of it means a push.
+    pub pushes: BTreeMap<Host, Pushes>,
     /// Workloads that were not judged, because no pod of them was watched.
     pub not_judged: usize,
 }
@@ -45,251 +76,306 @@ pub struct WorkloadVerdict {
     /// Their pods.
     pub pods: Pods,
     /// What was decided.
-    pub decision: Decision,
-    /// How many services its proxies are sent.
-    pub scope: ScopeCount,
+    pub verdict: Verdict,
+    /// How far policy lets Sidescope go; `None`: that cannot be told.
+    pub mode: Option<Mode>,
+    /// Name of its Sidecar, if it has or may have one.
+    pub sidecar: String,
+    /// Hosts that are in scope although nobody was seen to call them: without them, istiod would have their connections go to a
+    /// service without an address on the same port.
+    pub sharing: BTreeSet<Host>,
+    /// Of what was watched once: why there may be more that the workload calls.
+    pub doubts: Vec<Doubt>,
+    /// Risks that are taken, by policy or because it is for a reader to judge.
+    pub taken: Vec<RiskFact>,
+    /// The default Sidecar in whose place ours comes, and which of its fields are copied.
+    pub inherits: Option<(ObjectRef, Vec<&'static str>)>,
+    /// What its proxies are sent without our Sidecar.
+    pub before: Size,
+    /// And with what was decided.
+    pub after: Size,
 }
 
-/// Whether there is a Sidecar, or what stands in the way.
+/// Whether a workload's Sidecar may be narrowed, and what stands in the way.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Decision {
-    /// A Sidecar selects it.
-    Sidecar {
-        /// Its name.
-        name: String,
-        /// Hosts that are in it although nobody was seen to call them: without them, istiod would have their connections go
-        /// to a service without an address on the same port.
-        sharing: BTreeSet<Host>,
-        /// Why there may be more that the workload calls.
-        incomplete: Vec<Incomplete>,
+pub enum Verdict {
+    /// It may.
+    Ready,
+    /// It is watched, and has to be for longer.
+    Learning {
+        /// So much is covered.
+        covered: Seconds,
+        /// Of so much.
+        window: Seconds,
     },
-    /// It was not seen to call anything. What happens to such a workload is policy.
-    NothingObserved,
-    /// It calls, but nothing of that could be attributed to a service.
-    OnlyUnresolved,
-    /// It calls pods at their own addresses, and nothing else.
-    OnlyDirect,
-    /// What was seen names services and does not show that the proxy sends anything to them.
-    NothingCounts,
-    /// Its pods have no label that a selector could be made from.
-    NoLabels,
-    /// Its labels select pods of other workloads as well.
-    Overlap {
-        /// The selector that it would need.
-        selector: Labels,
-        /// The other workloads that have these labels, at least one.
-        others: Vec<WorkloadRef>,
-    },
+    /// These facts stand in the way; at least one.
+    Blocked(Vec<Fact>),
 }
 
-/// Services and ServiceEntry hosts that a workload's proxies are sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ScopeCount {
-    /// Without our Sidecar.
-    pub before: usize,
-    /// With what was decided.
-    pub after: usize,
-}
-
-impl fmt::Display for Decision {
+impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Sidecar { name, .. } => write!(f, "Sidecar {name}"),
-            Self::NothingObserved => f.write_str(
-                "no Sidecar: nothing observed that it calls (what happens to such a workload is policy)",
-            ),
-            Self::OnlyUnresolved => f.write_str(
-                "no Sidecar: it calls what could not be attributed to a service, and no other (complete the inventory)",
-            ),
-            Self::OnlyDirect => f.write_str(
-                "no Sidecar: it calls pods at their own addresses only, which a Sidecar does not bear on",
-            ),
-            Self::NothingCounts => f.write_str(
-                "no Sidecar: nothing shows that its proxy sends anything to the services that it names (their ports are routed by address)",
-            ),
-            Self::NoLabels => f.write_str(
-                "no Sidecar: its pods have no label that could select them; give its pod template one",
-            ),
-            Self::Overlap { selector, others } => {
-                f.write_str("no Sidecar: its labels ")?;
-                for (at, (key, value)) in selector.iter().enumerate() {
-                    write!(f, "{}{key}={value}", if at > 0 { "," } else { "" })?;
+            Self::Ready => f.write_str("ready"),
+            Self::Learning { covered, window } => {
+                write!(f, "learning ({} of {} covered)", fact::Short(*covered), fact::Short(*window))
+            }
+            Self::Blocked(facts) => {
+                f.write_str("blocked: ")?;
+                for (at, fact) in facts.iter().enumerate() {
+                    write!(f, "{}{fact}", if at > 0 { "; " } else { "" })?;
                 }
-                f.write_str(" select pods of ")?;
-                for (at, other) in others.iter().enumerate() {
-                    write!(f, "{}{other}", if at > 0 { ", " } else { "" })?;
-                }
-                f.write_str(" as well; give them labels that tell them apart")
+                Ok(())
             }
         }
     }
 }
 
-/// Decides on every workload of `graph`. Workloads of `mesh` that were not watched only matter where a selector could hit them.
-pub fn plan(graph: &Graph, mesh: &Mesh) -> Plan {
-    let registry = Registry::new(mesh);
-    let labels = LabelIndex::new(mesh);
-    // Their pods have no sidecar.
-    let on_node_network: BTreeSet<_> =
-        mesh.pods.values().filter(|pod| pod.host_network).map(|pod| &pod.workload).collect();
-    let nodes: BTreeMap<&WorkloadRef, &WorkloadNode> =
-        graph.workloads.iter().map(|node| (&node.workload, node)).collect();
+/// What was decided on one workload, after what was seen of it has changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Replan {
+    /// The verdicts on its canonical workload; none where nothing of it was watched.
+    pub verdicts: Vec<WorkloadVerdict>,
+    /// What is to be done now.
+    pub changes: Vec<Change>,
+    /// How many changes have to wait until these are done.
+    pub deferred: usize,
+}
 
-    let doubts = Doubts::new(graph);
-    let known = mesh.live_pods();
-
-    let mut drafts = Vec::new();
-    let mut not_judged = 0;
-    for ((namespace, name), owners) in selector::groups(mesh, nodes.keys().copied()) {
-        let watched: Vec<_> = owners.iter().filter_map(|owner| nodes.get(owner.workload).copied()).collect();
-        if watched.is_empty() {
-            not_judged += owners.iter().filter(|owner| !on_node_network.contains(owner.workload)).count();
-            continue;
-        }
-        let mut hosts = BTreeSet::new();
-        for node in &watched {
-            registry.hosts_of(node, &mut hosts);
-        }
-        let group = Group {
-            pods: Pods {
-                watched: watched.iter().map(|node| node.pods.watched).sum(),
-                known: owners.iter().filter_map(|owner| known.get(owner.workload)).sum(),
-            },
-            none: nothing(&watched, &doubts),
-            sharing: registry.add_sharing(&mut hosts),
-            incomplete: doubts.of(&watched),
-            namespace,
-            name,
-            owners,
-            hosts,
-        };
-        group.draft(&mut drafts, &labels);
+/// Decides on every workload of a graph that was made once, for a reader to judge. Workloads of `mesh` that were not watched only matter
+/// where a selector could hit them.
+pub fn propose(graph: &Graph, mesh: &Mesh) -> Plan {
+    let seen = Once::new(graph);
+    let planner = Planner::new(mesh, seen.workloads(), Basis::Once);
+    let mut plan = planner.plan(&seen, &Current::default(), Time(0));
+    for verdict in &mut plan.verdicts {
+        let members: Vec<_> = planner.members_beside(&verdict.workloads);
+        verdict.pods.watched = seen.watched(&members);
     }
-    Plan { not_judged, ..finish(drafts, registry.host_count()) }
-}
-
-/// Why there is no host.
-fn nothing(watched: &[&WorkloadNode], doubts: &Doubts<'_>) -> Decision {
-    if doubts.any_unresolved(watched) {
-        Decision::OnlyUnresolved
-    } else if watched.iter().any(|node| !node.dependencies.is_empty()) {
-        Decision::NothingCounts
-    } else if watched.iter().any(|node| !node.direct.is_empty()) {
-        Decision::OnlyDirect
-    } else {
-        Decision::NothingObserved
-    }
-}
-
-/// A canonical workload. All owners of it get what any of them was seen to need, so that a new version starts with what the
-/// old one was learnt to call.
-struct Group<'a> {
-    namespace: Namespace,
-    name: String,
-    owners: Vec<Owner<'a>>,
-    pods: Pods,
-    hosts: BTreeSet<Host>,
-    sharing: BTreeSet<Host>,
-    incomplete: Vec<Incomplete>,
-    /// The decision where there are no hosts.
-    none: Decision,
-}
-
-/// A verdict that lacks only the name of its Sidecar.
-struct Draft {
-    namespace: Namespace,
-    name: String,
-    workloads: Vec<WorkloadRef>,
-    pods: Pods,
-    outcome: Result<Wanted, Decision>,
-}
-
-/// What a Sidecar is made of.
-struct Wanted {
-    labels: Labels,
-    hosts: BTreeSet<Host>,
-    sharing: BTreeSet<Host>,
-    incomplete: Vec<Incomplete>,
-}
-
-impl Group<'_> {
-    fn draft(&self, drafts: &mut Vec<Draft>, index: &LabelIndex<'_>) {
-        let mut add = |name: &str, owners: &[Owner<'_>], outcome: Result<Labels, Decision>| {
-            drafts.push(Draft {
-                namespace: self.namespace.clone(),
-                name: name.to_owned(),
-                workloads: owners.iter().map(|owner| owner.workload.clone()).collect(),
-                pods: self.pods,
-                outcome: outcome.map(|labels| Wanted {
-                    labels,
-                    hosts: self.hosts.clone(),
-                    sharing: self.sharing.clone(),
-                    incomplete: self.incomplete.clone(),
-                }),
-            });
-        };
-        if self.hosts.is_empty() {
-            return add(&self.name, &self.owners, Err(self.none.clone()));
-        }
-        if let Some(labels) = selector::shared(index, &self.name, &self.owners) {
-            return add(&self.name, &self.owners, Ok(labels));
-        }
-        for owner in &self.owners {
-            let outcome = match selector::own(index, owner) {
-                Selected::Only(labels) => Ok(labels),
-                Selected::NoLabels => Err(Decision::NoLabels),
-                Selected::Overlap { selector, others } => Err(Decision::Overlap { selector, others }),
-            };
-            let name = if self.owners.len() == 1 { &self.name } else { &owner.workload.name };
-            add(name, std::slice::from_ref(owner), outcome);
-        }
-    }
-}
-
-fn finish(mut drafts: Vec<Draft>, before: usize) -> Plan {
-    drafts.sort_by(|a, b| (&a.namespace, &a.name, &a.workloads).cmp(&(&b.namespace, &b.name, &b.workloads)));
-    let names =
-        naming::names(drafts.iter().filter(|draft| draft.outcome.is_ok()).map(|draft| naming::Wanted {
-            namespace: &draft.namespace,
-            name: &draft.name,
-            kind: draft.workloads.first().map_or("", |workload| workload.kind.as_str()),
-        }));
-    let mut names = names.into_iter();
-    let mut plan = Plan::default();
-    for draft in drafts {
-        let (decision, after) = match draft.outcome {
-            Err(decision) => (decision, before),
-            Ok(Wanted { labels, hosts, sharing, incomplete }) => {
-                let name = names.next().expect("one name for each draft with a Sidecar");
-                let after = hosts.len();
-                plan.sidecars.push(sidecar(name.clone(), draft.namespace.clone(), labels, hosts));
-                (Decision::Sidecar { name, sharing, incomplete }, after)
-            }
-        };
-        plan.verdicts.push(WorkloadVerdict {
-            namespace: draft.namespace,
-            name: draft.name,
-            workloads: draft.workloads,
-            pods: draft.pods,
-            decision,
-            scope: ScopeCount { before, after },
-        });
-    }
-    plan.sidecars.sort_by(|a, b| {
-        (&a.metadata.namespace, &a.metadata.name).cmp(&(&b.metadata.namespace, &b.metadata.name))
-    });
+    plan.changes.clear();
     plan
 }
 
-fn sidecar(name: String, namespace: Namespace, labels: Labels, hosts: BTreeSet<Host>) -> Sidecar {
-    let (key, value) = MANAGED_BY;
-    Sidecar {
-        api_version: API_VERSION.to_owned(),
-        kind: KIND.to_owned(),
-        metadata: Metadata { name, namespace, labels: Labels::from([(key.to_owned(), value.to_owned())]) },
-        spec: Spec {
-            workload_selector: WorkloadSelector { labels },
-            egress: vec![Egress { hosts: hosts.into_iter().map(EgressHost::everywhere).collect() }],
-        },
+/// What a group of workloads came to.
+struct Judged {
+    verdict: Verdict,
+    mode: Option<Mode>,
+    scope: Scope,
+    taken: Vec<RiskFact>,
+    doubts: Vec<Doubt>,
+    watched: usize,
+    wish: Wish,
+}
+
+/// What is to become of the group's Sidecars.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wish {
+    /// There are to be none.
+    None,
+    /// What is there stays, and is widened at most.
+    Keep,
+    /// They are to be exactly this.
+    Exactly,
+}
+
+impl<'a> Planner<'a> {
+    /// Decides on every workload.
+    pub fn plan(&self, seen: &impl Seen, current: &Current, now: Time) -> Plan {
+        let mut plan = Plan::default();
+        let mut wanted: BTreeMap<Key, Option<Wanted>> = BTreeMap::new();
+        let mut tally = self.tally();
+        for group in self.groups() {
+            let Some(judged) = self.judge(group, seen, now) else {
+                plan.not_judged += self.not_judged(group);
+                wanted.extend(group.units.iter().map(|unit| (unit.key(group), kept(group, unit))));
+                continue;
+            };
+            for unit in &group.units {
+                let verdict = self.verdict(group, unit, &judged);
+                let (want, proposed) = self.want(group, unit, &judged);
+                if let Some(hosts) = proposed {
+                    tally.narrowed(group, unit, &hosts.hosts);
+                    plan.sidecars.push(change::sidecar(&unit.key(group), &hosts));
+                }
+                wanted.insert(unit.key(group), want);
+                plan.verdicts.push(verdict);
+            }
+        }
+        plan.verdicts.sort_by(|a, b| {
+            (&a.namespace, &a.name, &a.workloads).cmp(&(&b.namespace, &b.name, &b.workloads))
+        });
+        plan.sidecars.sort_by(|a, b| {
+            (&a.metadata.namespace, &a.metadata.name).cmp(&(&b.metadata.namespace, &b.metadata.name))
+        });
+        // What is nobody's any more.
+        let gone: Vec<Key> = current.keys().filter(|key| !wanted.contains_key(*key)).cloned().collect();
+        let all = wanted.iter().map(|(key, wanted)| (key, wanted.as_ref()));
+        let step = step(all.chain(gone.iter().map(|key| (key, None))), current, self.labels());
+        (plan.changes, plan.deferred) = (step.changes, step.deferred);
+        plan.pushes = tally.finish();
+        plan
+    }
+
+    /// Decides on the canonical workload that `workload` belongs to; `None`: the planner does not know it, and has to be made anew.
+    pub fn replan(
+        &self,
+        workload: &WorkloadRef,
+        seen: &impl Seen,
+        current: &Current,
+        now: Time,
+    ) -> Option<Replan> {
+        let group = self.group_of(workload)?;
+        let Some(judged) = self.judge(group, seen, now) else { return Some(Replan::default()) };
+        let mut wanted = BTreeMap::new();
+        let mut verdicts = Vec::new();
+        for unit in &group.units {
+            verdicts.push(self.verdict(group, unit, &judged));
+            wanted.insert(unit.key(group), self.want(group, unit, &judged).0);
+        }
+        let step = step(wanted.iter().map(|(key, wanted)| (key, wanted.as_ref())), current, self.labels());
+        Some(Replan { verdicts, changes: step.changes, deferred: step.deferred })
+    }
+
+    fn judge(&self, group: &Group<'a>, seen: &impl Seen, now: Time) -> Option<Judged> {
+        let members: Vec<&WorkloadRef> = group.owners.iter().map(|owner| owner.workload).collect();
+        let demand = seen.demand(&members)?;
+        let mut facts: Vec<Fact> = group.obstacle.iter().cloned().collect();
+        let base = Effective::default();
+        let effective = match &group.wishes {
+            Ok(effective) => effective,
+            Err(fact) => {
+                facts.push(fact.clone());
+                &base
+            }
+        };
+        let always = Always { stated: &effective.static_hosts, providers: self.providers(group.namespace) };
+        let scope = scope::of(self.services(), &demand, group.namespace, always, effective.expire_after);
+        if scope.hosts.is_empty() {
+            facts.push(nothing(&demand));
+        }
+        if demand.is_broad {
+            facts.push(Fact::TooBroad { hosts: None, most: MAX_DESTINATIONS });
+        } else if scope.hosts.len() > effective.max_hosts {
+            facts.push(Fact::TooBroad { hosts: Some(scope.hosts.len()), most: effective.max_hosts });
+        }
+        let risks = self.risks().of(&scope.hosts, (group.outbound.0, &group.outbound.1));
+        let (taken, refused): (Vec<_>, Vec<_>) =
+            risks.into_iter().partition(|fact| effective.accept.contains(&fact.risk));
+        facts.extend(refused.into_iter().map(Fact::Risk));
+        let least = if taken.is_empty() { Seconds(0) } else { effective.accept_after };
+        let window = effective.learning_window.map(|window| window.max(least));
+        let learnt = window.map_or(Learnt::Enough, |window| learning::of(&demand, window, now));
+        let verdict = match (learnt, window) {
+            (Learnt::NotObserved(more), _) => {
+                facts.extend(more);
+                Verdict::Blocked(facts)
+            }
+            (Learnt::Learning(covered), Some(window)) if facts.is_empty() => {
+                Verdict::Learning { covered, window }
+            }
+            _ if facts.is_empty() => Verdict::Ready,
+            _ => Verdict::Blocked(facts),
+        };
+        let mode = group.wishes.as_ref().ok().map(|effective| effective.mode);
+        let watched = demand.members.iter().map(|member| member.coverage.watched_pods as usize).sum();
+        Some(Judged {
+            wish: wish(&verdict, mode),
+            verdict,
+            mode,
+            scope,
+            taken,
+            doubts: demand.doubts,
+            watched,
+        })
+    }
+
+    /// What is wanted of the Sidecar of a unit, and what it would be if policy allowed everything.
+    fn want(&self, group: &Group<'a>, unit: &Unit<'a>, judged: &Judged) -> (Option<Wanted>, Option<Wanted>) {
+        let Ok(labels) = &unit.selector else { return (None, None) };
+        if unit.foreign.is_some() {
+            return (None, None);
+        }
+        let wanted = |may_narrow| Wanted {
+            labels: labels.clone(),
+            hosts: judged.scope.hosts.clone(),
+            inherited: group.inherited(),
+            may_narrow,
+        };
+        let is_proposed = judged.verdict == Verdict::Ready && judged.mode >= Some(Mode::Recommend);
+        let want = match judged.wish {
+            Wish::None => None,
+            Wish::Keep => Some(wanted(false)),
+            Wish::Exactly => Some(wanted(true)),
+        };
+        (want, is_proposed.then(|| wanted(true)))
+    }
+
+    fn verdict(&self, group: &Group<'a>, unit: &Unit<'a>, judged: &Judged) -> WorkloadVerdict {
+        let own =
+            unit.selector.as_ref().err().cloned().or_else(|| unit.foreign.clone().map(Fact::OwnSidecar));
+        let verdict = match (own, &judged.verdict) {
+            (None, verdict) => verdict.clone(),
+            // Where there is nothing to select for, how does not matter.
+            (Some(_), Verdict::Blocked(facts)) if judged.scope.hosts.is_empty() => {
+                Verdict::Blocked(facts.clone())
+            }
+            (Some(own), Verdict::Blocked(facts)) => {
+                Verdict::Blocked(std::iter::once(own).chain(facts.iter().cloned()).collect())
+            }
+            (Some(own), _) => Verdict::Blocked(vec![own]),
+        };
+        let before = self.before(group);
+        let is_ready = verdict == Verdict::Ready;
+        WorkloadVerdict {
+            namespace: group.namespace.clone(),
+            name: unit.shown.clone(),
+            workloads: unit.owners.iter().map(|owner| owner.workload.clone()).collect(),
+            pods: Pods { watched: judged.watched, known: group.pods },
+            mode: judged.mode,
+            sidecar: unit.name.clone(),
+            sharing: judged.scope.sharing.clone(),
+            doubts: judged.doubts.clone(),
+            taken: judged.taken.clone(),
+            inherits: group.inherits(),
+            before,
+            after: if is_ready { self.sizes().of(judged.scope.hosts.iter()) } else { before },
+            verdict,
+        }
+    }
+}
+
+/// What is wanted of a Sidecar while nothing is known of its workload: that it stays as it is, if it may.
+fn kept(group: &Group<'_>, unit: &Unit<'_>) -> Option<Wanted> {
+    let facts: Vec<Fact> = group.obstacle.iter().chain(group.wishes.as_ref().err()).cloned().collect();
+    let mode = group.wishes.as_ref().ok().map(|effective| effective.mode);
+    let labels = unit.selector.as_ref().ok().filter(|_| unit.foreign.is_none())?;
+    (wish(&Verdict::Blocked(facts), mode) == Wish::Keep).then(|| Wanted {
+        labels: labels.clone(),
+        hosts: BTreeSet::new(),
+        inherited: group.inherited(),
+        may_narrow: false,
+    })
+}
+
+/// Why there is no host.
+fn nothing(demand: &Demand<'_>) -> Fact {
+    if demand.calls_unresolved {
+        Fact::OnlyUnresolved
+    } else if !demand.uses.is_empty() {
+        Fact::NothingCounts
+    } else if demand.calls_pods {
+        Fact::OnlyDirect
+    } else {
+        Fact::NothingObserved
+    }
+}
+
+/// Where it cannot be told what a user wants, what is there stays.
+fn wish(verdict: &Verdict, mode: Option<Mode>) -> Wish {
+    let is_enforced = mode.is_none_or(|mode| mode == Mode::Enforce);
+    match verdict {
+        Verdict::Ready if is_enforced => Wish::Exactly,
+        Verdict::Learning { .. } if is_enforced => Wish::Keep,
+        Verdict::Blocked(facts) if is_enforced && facts.iter().all(Fact::holds) => Wish::Keep,
+        _ => Wish::None,
     }
 }

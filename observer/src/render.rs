@@ -42,7 +42,7 @@ mod tests {
     use crate::model::mesh::Labels;
     use crate::model::names::{Host, Namespace};
     use crate::model::sidecar::{
-        API_VERSION, Egress, EgressHost, KIND, MANAGED_BY, Metadata, Spec, WorkloadSelector,
+        API_VERSION, Egress, EgressHost, Inherited, KIND, MANAGED_BY, Metadata, Spec, WorkloadSelector,
     };
 
     fn sidecar(labels: &[(&str, &str)], hosts: &[&str]) -> Sidecar {
@@ -66,6 +66,7 @@ mod tests {
                         .map(|host| EgressHost::everywhere(Host::new(host).unwrap()))
                         .collect(),
                 }],
+                inherited: Inherited::default(),
             },
         }
     }

@@ -12,7 +12,7 @@ use crate::model::graph::{
 };
 use crate::model::mesh::PortProtocol;
 use crate::model::names::WorkloadRef;
-use crate::plan::{Decision, Plan, WorkloadVerdict};
+use crate::plan::{Plan, Verdict, WorkloadVerdict};
 
 /// Colours, or none. Which of them is for the caller to say, who knows where the text goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,20 +95,25 @@ fn partly(verdict: &WorkloadVerdict, style: Style) -> String {
     painted(style.warning, &format!("  {watched} of {} watched", counted(known as u64, "pod", "pods")))
 }
 
-/// What is in scope beyond the dependencies, and what may be missing.
+/// What is in the Sidecar beyond the dependencies, what may be missing, and what that would mean.
 fn doubts(verdict: &WorkloadVerdict, style: Style) -> Vec<Branch> {
-    let Decision::Sidecar { sharing, incomplete, .. } = &verdict.decision else {
+    if verdict.verdict != Verdict::Ready {
         return Vec::new();
-    };
-    let shared = (!sharing.is_empty()).then(|| {
-        let services = counted(sharing.len() as u64, "more service", "more services");
-        let text = format!("{services} in scope: without them, calls on a port of a service without an address would go astray");
-        Branch::leaf(painted(style.detail, &text))
+    }
+    let detail = |text: String| Branch::leaf(painted(style.detail, &text));
+    let shared = (!verdict.sharing.is_empty()).then(|| {
+        let services = counted(verdict.sharing.len() as u64, "more service", "more services");
+        detail(format!("{services} in scope: without them, calls on a port of a service without an address would go astray"))
     });
-    let missing = incomplete
-        .iter()
-        .map(|reason| Branch::leaf(painted(style.warning, &format!("not complete: {reason}"))));
-    shared.into_iter().chain(missing).collect()
+    let inherits = verdict.inherits.as_ref().map(|(object, fields)| {
+        let fields =
+            if fields.is_empty() { String::new() } else { format!("; copied: {}", fields.join(", ")) };
+        detail(format!("comes in the place of {object}{fields}"))
+    });
+    let warning = |text: String| Branch::leaf(painted(style.warning, &text));
+    let missing = verdict.doubts.iter().map(|reason| warning(format!("not complete: {reason}")));
+    let taken = verdict.taken.iter().map(|risk| warning(format!("if a call was not seen: {risk}")));
+    shared.into_iter().chain(inherits).chain(missing).chain(taken).collect()
 }
 
 fn kinds(verdict: &WorkloadVerdict) -> String {
@@ -207,25 +212,20 @@ fn word(protocol: PortProtocol) -> &'static str {
 }
 
 fn scopes(out: &mut String, plan: &Plan, style: Style) {
-    let narrowed: Vec<_> =
-        plan.verdicts.iter().filter(|verdict| matches!(verdict.decision, Decision::Sidecar { .. })).collect();
+    let narrowed: Vec<_> = plan.verdicts.iter().filter(|verdict| verdict.verdict == Verdict::Ready).collect();
     if narrowed.is_empty() {
         return;
     }
     heading(out, style, "Services in scope");
     let width = column(&narrowed);
     for verdict in narrowed {
-        let (before, after) = (verdict.scope.before, verdict.scope.after);
+        let (before, after) = (verdict.before.services, verdict.after.services);
         push_line(out, &format!("{}  {before} -> {after}", painted(style.workload, &padded(verdict, width))));
     }
 }
 
 fn without_sidecar(out: &mut String, plan: &Plan, style: Style) {
-    let without: Vec<_> = plan
-        .verdicts
-        .iter()
-        .filter(|verdict| !matches!(verdict.decision, Decision::Sidecar { .. }))
-        .collect();
+    let without: Vec<_> = plan.verdicts.iter().filter(|verdict| verdict.verdict != Verdict::Ready).collect();
     if without.is_empty() {
         return;
     }
@@ -233,7 +233,11 @@ fn without_sidecar(out: &mut String, plan: &Plan, style: Style) {
     let width = column(&without);
     for verdict in without {
         let name = painted(style.workload, &padded(verdict, width));
-        push_line(out, &format!("{name}  {}", verdict.decision));
+        let why = match &verdict.verdict {
+            Verdict::Blocked(facts) => facts.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
+            other => other.to_string(),
+        };
+        push_line(out, &format!("{name}  no Sidecar: {why}"));
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use crate::interned::Interned;
-use crate::model::mesh::{Labels, Workload};
+use crate::model::mesh::{Labels, StaticHosts, Workload};
 use crate::model::names::WorkloadRef;
 use crate::model::time::Time;
 use crate::objects::labels::{without_added_labels, without_controller_labels};
@@ -47,6 +47,12 @@ impl Controllers {
         let workload = self.workloads.get(Workload {
             template_labels: without_controller_labels(spec.template.metadata.labels.to_labels()),
             match_labels: without_controller_labels(spec.selector.match_labels.to_labels()),
+            static_hosts: meta
+                .annotations
+                .static_hosts
+                .as_deref()
+                .map(StaticHosts::parse)
+                .unwrap_or_default(),
         });
         let key = reference_of(kind, meta);
         self.known.insert(key, Controller { owner, workload, gone: None });
@@ -96,8 +102,7 @@ impl Controllers {
         }
         let mut from_pods: BTreeMap<WorkloadRef, Workload> = BTreeMap::new();
         for (workload, labels) in pods {
-            let template =
-                Workload { template_labels: without_added_labels(labels), match_labels: Labels::new() };
+            let template = Workload { template_labels: without_added_labels(labels), ..Workload::default() };
             merge(&mut from_pods, workload, &template);
         }
         // The nearer to the template, the better: the controller itself, then what it made, then the pods alone.

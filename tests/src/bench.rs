@@ -5,6 +5,7 @@
 
 mod floor;
 pub mod load;
+pub mod plan;
 mod report;
 mod rig;
 mod stats;

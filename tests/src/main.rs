@@ -56,6 +56,12 @@ enum Command {
         #[arg(long, default_value_t = 100)]
         block: u64,
     },
+    /// Measure how long it takes to plan a large mesh
+    BenchPlan {
+        /// Where the results go
+        #[arg(long, default_value = "target/bench/plan.json")]
+        out: PathBuf,
+    },
     /// The server of the bench (run by it, in a pod)
     #[command(hide = true)]
     BenchServe { cpu: usize },
@@ -221,6 +227,7 @@ fn run(command: Command) -> Result<()> {
             let block = Duration::from_millis(block);
             bench::run(&bench::Options { sidescope, testbed, out, rounds, block })
         }
+        Command::BenchPlan { out } => bench::plan::run(&out),
         Command::BenchServe { cpu } => bench_load::serve(cpu),
         Command::BenchLoad { orders, cpu } => bench_load::run(&orders, cpu),
         Command::Cluster { what } => match what {

@@ -63,7 +63,7 @@ enum Task {
         #[arg(long, value_name = "VERSION", num_args = 0.., conflicts_with = "quick")]
         kernels: Option<Vec<String>>,
     },
-    /// Builds, then measures on this machine: needs root, and a machine that does nothing else
+    /// Builds, then measures on this machine, which should do nothing else
     Bench {
         /// What to measure
         #[command(subcommand)]
@@ -93,8 +93,10 @@ enum Cluster {
 
 #[derive(Subcommand)]
 enum Bench {
-    /// What the kernel programs cost and how complete what they find is; takes four minutes
+    /// What the kernel programs cost and how complete what they find is; needs root, takes four minutes
     Kernel,
+    /// How long it takes to plan a mesh of 20,000 workloads, and how much memory
+    Plan,
 }
 
 fn main() -> ExitCode {
@@ -124,6 +126,7 @@ fn run(task: Task) -> Result<()> {
         Task::Test { kernels: Some(names), .. } => test::run_kernels(&names),
         Task::Test { quick, kernels: None } => test::run(quick),
         Task::Bench { what: Bench::Kernel } => bench_kernel(),
+        Task::Bench { what: Bench::Plan } => bench_plan(),
         Task::Tidy => tidy::run(),
         Task::Capture => samples::capture(),
         Task::Fuzz { seconds } => samples::fuzz(seconds),
@@ -178,4 +181,14 @@ fn bench_kernel() -> Result<()> {
     testbed.args(["bench", "--sidescope", "target/release/sidescope", "--out", "target/bench/kernel.json"]);
     // It takes our place, as the demo does.
     Err(testbed.exec()).context("target/release/testbed")
+}
+
+fn bench_plan() -> Result<()> {
+    setup::run(Needs::Build)?;
+    build(true)?;
+    command::run(Command::new("target/release/testbed").args([
+        "bench-plan",
+        "--out",
+        "target/bench/plan.json",
+    ]))
 }

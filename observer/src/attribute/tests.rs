@@ -308,7 +308,7 @@ proptest! {
         prop_assert_eq!(&graph(&mesh, &[both]), &apart);
         // One more flow takes nothing away from what the proxy would have to be sent.
         let hosts = |graph: &Graph| -> BTreeSet<String> {
-            let sidecars = crate::plan::plan(graph, &mesh).sidecars;
+            let sidecars = crate::plan::propose(graph, &mesh).sidecars;
             sidecars.into_iter().flat_map(|s| s.spec.egress).flat_map(|e| e.hosts).map(String::from).collect()
         };
         for one in [a, b] {

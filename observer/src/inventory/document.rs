@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
 /// Where an object stands in its file, counted from 1 as a person would.
@@ -163,13 +163,11 @@ fn type_of(
 struct Slim(Value);
 
 /// Mappings and lists under these keys are dropped; a label or another scalar of that name stays.
-const DROPPED: [&str; 13] = [
-    "annotations",
+const DROPPED: [&str; 11] = [
     "affinity",
     "conditions",
     "containers",
     "containerStatuses",
-    "data",
     "env",
     "ephemeralContainers",
     "initContainers",
@@ -179,23 +177,34 @@ const DROPPED: [&str; 13] = [
     "volumes",
 ];
 
+/// Of mappings under these keys only the texts under those keys stay.
+const CHOSEN: [(&str, &[&str]); 2] =
+    [("annotations", &["kubernetes.io/config.hash", "sidescope.io/static-hosts"]), ("data", &["mesh"])];
+
 impl<'de> Deserialize<'de> for Slim {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(SlimVisitor { keep: true })
+        deserializer.deserialize_any(SlimVisitor(Keep::All))
     }
 }
 
-struct ScalarOnly(Value);
+/// What of a mapping or a list stays.
+#[derive(Clone, Copy)]
+enum Keep {
+    All,
+    /// Texts and other scalars under these keys.
+    Only(&'static [&'static str]),
+    Nothing,
+}
 
-impl<'de> Deserialize<'de> for ScalarOnly {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(SlimVisitor { keep: false }).map(|slim| Self(slim.0))
+impl<'de> DeserializeSeed<'de> for Keep {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(SlimVisitor(self)).map(|slim| slim.0)
     }
 }
 
-struct SlimVisitor {
-    keep: bool,
-}
+struct SlimVisitor(Keep);
 
 impl<'de> Visitor<'de> for SlimVisitor {
     type Value = Slim;
@@ -241,7 +250,7 @@ impl<'de> Visitor<'de> for SlimVisitor {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Slim, A::Error> {
-        if !self.keep {
+        if !matches!(self.0, Keep::All) {
             while items.next_element::<IgnoredAny>()?.is_some() {}
             return Ok(Slim(Value::Null));
         }
@@ -253,19 +262,23 @@ impl<'de> Visitor<'de> for SlimVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Slim, A::Error> {
-        if !self.keep {
-            while entries.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-            return Ok(Slim(Value::Null));
-        }
         let mut map = Map::new();
         while let Some(key) = entries.next_key::<String>()? {
-            let value = if DROPPED.contains(&key.as_str()) {
-                entries.next_value::<ScalarOnly>()?.0
-            } else {
-                entries.next_value::<Slim>()?.0
+            let chosen = CHOSEN.iter().find(|(name, _)| *name == key).map(|(_, keys)| Keep::Only(keys));
+            let keep = match self.0 {
+                Keep::All if DROPPED.contains(&key.as_str()) => Keep::Nothing,
+                Keep::All => chosen.unwrap_or(Keep::All),
+                Keep::Only(keys) if keys.contains(&key.as_str()) => Keep::Nothing,
+                Keep::Only(_) | Keep::Nothing => {
+                    entries.next_value::<IgnoredAny>()?;
+                    continue;
+                }
             };
-            map.insert(key, value);
+            map.insert(key, entries.next_value_seed(keep)?);
         }
-        Ok(Slim(Value::Object(map)))
+        Ok(Slim(match self.0 {
+            Keep::Nothing => Value::Null,
+            Keep::All | Keep::Only(_) => Value::Object(map),
+        }))
     }
 }

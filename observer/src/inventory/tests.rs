@@ -43,23 +43,6 @@ fn unknown_kinds_are_skipped_and_counted() {
 }
 
 #[test]
-fn kinds_that_bear_on_a_sidecar_are_not_skipped_like_any_other() {
-    let inventory = read(
-        "kind: Sidecar\napiVersion: networking.istio.io/v1\n---\nkind: VirtualService\napiVersion: networking.istio.io/v1beta1\n---\nkind: VirtualService\napiVersion: networking.istio.io/v1\n---\nkind: PeerAuthentication\napiVersion: security.istio.io/v1\n---\nkind: Sidecar\napiVersion: example.com/v1\n",
-    )
-    .unwrap();
-    assert_eq!(
-        inventory.ignored,
-        BTreeMap::from([
-            (Ignored::Sidecar, 1),
-            (Ignored::VirtualService, 2),
-            (Ignored::PeerAuthentication, 1)
-        ])
-    );
-    assert_eq!(inventory.skipped, BTreeMap::from([("Sidecar".to_owned(), 1)]));
-}
-
-#[test]
 fn a_kind_longer_than_kubernetes_allows_is_refused() {
     let owned = |kind: &str| {
         format!(

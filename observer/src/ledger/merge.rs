@@ -288,7 +288,13 @@ impl Coverage {
     /// Each is a sum of times that were really covered, until the later of the two times at most.
     fn merge(&mut self, other: &Self) -> Change {
         let before = *self;
+        let since = match (self.through, other.through) {
+            (_, None) => self.since_interruption(),
+            (None, _) => other.since_interruption(),
+            _ => self.since_interruption().min(other.since_interruption()),
+        };
         self.covered = self.covered.max(other.covered);
+        self.covered_when_interrupted = Seconds(self.covered.0 - since.0);
         self.through = self.through.max(other.through);
         self.interrupted = self.interrupted.max(other.interrupted);
         if before == *self { Change::Nothing } else { Change::Refreshed }

@@ -51,7 +51,8 @@ pub struct MeshSettings {
     pub providers: BTreeMap<String, BTreeSet<Host>>,
     /// Providers that are used where no rule says otherwise.
     pub default_providers: BTreeSet<String>,
-    /// Services that proxies send to whatever the rules say, such as the tracer of the proxies' own configuration.
+    /// Services that proxies send to whatever the rules say, such as the tracer of the proxies' own configuration; where a name may stand
+    /// for two, both.
     pub always: BTreeSet<Host>,
 }
 

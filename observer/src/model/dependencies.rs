@@ -99,12 +99,26 @@ pub struct Coverage {
     /// Until then at least one of its pods was not watched, or not without loss.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub interrupted: Option<Timestamp>,
+    /// What `covered` was then: the rest of it is without a gap.
+    #[serde(skip_serializing_if = "is_none")]
+    pub covered_when_interrupted: Seconds,
     /// Its pods that are watched.
     #[schemars(range(min = 0, max = 2_147_483_647))]
     pub watched_pods: u32,
     /// All its pods.
     #[schemars(range(min = 0, max = 2_147_483_647))]
     pub pods: u32,
+}
+
+impl Coverage {
+    /// How much of the sum is without a gap up to now.
+    pub fn since_interruption(&self) -> Seconds {
+        Seconds(self.covered.0.saturating_sub(self.covered_when_interrupted.0))
+    }
+}
+
+fn is_none(length: &Seconds) -> bool {
+    length.0 == 0
 }
 
 /// A service that the workload depends on.

@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::model::config::Config;
 use crate::model::names::{Host, Namespace, WorkloadRef};
 
 /// Labels of an object, sorted.
 pub type Labels = BTreeMap<String, String>;
 
 /// Everything that is known of the mesh.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Mesh {
     /// Workloads, those without pods too.
     pub workloads: BTreeMap<WorkloadRef, Workload>,
@@ -20,6 +21,8 @@ pub struct Mesh {
     pub services: Vec<Arc<Service>>,
     /// Addresses of nodes, as far as pods tell them. Node ports are reached there.
     pub node_addresses: BTreeSet<IpAddr>,
+    /// What Istio's and Sidescope's own objects say.
+    pub config: Config,
 }
 
 impl Mesh {
@@ -49,6 +52,41 @@ pub struct Workload {
     pub template_labels: Labels,
     /// The controller's own `spec.selector.matchLabels`; empty for a bare pod.
     pub match_labels: Labels,
+    /// Hosts that the controller's annotation [`STATIC_HOSTS`] names.
+    pub static_hosts: StaticHosts,
+}
+
+/// The annotation of a Deployment or another controller that names hosts, with commas between them, that its pods need in any case.
+pub const STATIC_HOSTS: &str = "sidescope.io/static-hosts";
+
+/// What the annotation says.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum StaticHosts {
+    /// These hosts.
+    Hosts(BTreeSet<Host>),
+    /// Something that is no host, which is told here.
+    Wrong(String),
+}
+
+impl Default for StaticHosts {
+    fn default() -> Self {
+        Self::Hosts(BTreeSet::new())
+    }
+}
+
+impl StaticHosts {
+    /// Reads the annotation.
+    pub fn parse(text: &str) -> Self {
+        let mut hosts = BTreeSet::new();
+        for name in text.split(',').map(str::trim).filter(|name| !name.is_empty()) {
+            match Host::new(name) {
+                Ok(host) if host.as_str().contains('.') => drop(hosts.insert(host)),
+                Ok(_) => return Self::Wrong(format!("{name:?} has no dot; write the name in full")),
+                Err(err) => return Self::Wrong(format!("{name:?} {err}")),
+            }
+        }
+        Self::Hosts(hosts)
+    }
 }
 
 /// A pod.

@@ -22,12 +22,12 @@ pub const MAX_LABELS: usize = 64;
 )]
 #[serde(rename_all = "camelCase")]
 pub enum Mode {
-    /// Not at all.
-    Off,
+    /// Not at all. It is not called `off`, which YAML takes for a truth value.
+    Disabled,
     /// It records what workloads call.
-    #[default]
     Observe,
     /// It says which Sidecar it would write.
+    #[default]
     Recommend,
     /// It writes the Sidecar.
     Enforce,
@@ -49,6 +49,18 @@ pub enum Risk {
     Dns,
     /// Addresses outside the scope lead nowhere.
     AutoAllocated,
+}
+
+impl Risk {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::Strict,
+        Self::RegistryOnly,
+        Self::Authorization,
+        Self::TlsOrigination,
+        Self::Dns,
+        Self::AutoAllocated,
+    ];
 }
 
 /// What an object says; what it leaves out is said by the one above.

@@ -1,6 +1,7 @@
 //! Istio's `Sidecar` (networking.istio.io/v1), as far as Sidescope writes it.
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::model::mesh::Labels;
 use crate::model::names::{Host, Namespace};
@@ -49,6 +50,36 @@ pub struct Spec {
     pub workload_selector: WorkloadSelector,
     /// Always one listener without a port.
     pub egress: Vec<Egress>,
+    /// What is not ours to say, and would be lost if it were left out.
+    #[serde(flatten)]
+    pub inherited: Inherited,
+}
+
+/// Fields that are copied from the Sidecar that ours takes the place of, as they are.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Inherited {
+    /// How connections to the workload are taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ingress: Option<Value>,
+    /// How many.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inbound_connection_pool: Option<Value>,
+    /// What becomes of calls to what is not in scope. Left out, it is what the mesh says; empty, it means REGISTRY_ONLY.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outbound_traffic_policy: Option<Value>,
+}
+
+impl Inherited {
+    /// Names of the fields that are there.
+    pub fn fields(&self) -> impl Iterator<Item = &'static str> {
+        let all = [
+            ("ingress", &self.ingress),
+            ("inboundConnectionPool", &self.inbound_connection_pool),
+            ("outboundTrafficPolicy", &self.outbound_traffic_policy),
+        ];
+        all.into_iter().filter(|(_, value)| value.is_some()).map(|(name, _)| name)
+    }
 }
 
 /// Selects pods by their labels.

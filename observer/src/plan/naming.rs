@@ -14,18 +14,23 @@ pub(super) struct Wanted<'a> {
     pub(super) kind: &'a str,
 }
 
-/// One name for each that is wanted, in their order.
-pub(super) fn names<'a>(wanted: impl Iterator<Item = Wanted<'a>>) -> Vec<String> {
+/// One name for each that is wanted, in their order. Those in `foreign` are others'.
+pub(super) fn names<'a>(
+    wanted: impl Iterator<Item = Wanted<'a>>,
+    foreign: &BTreeSet<(&'a Namespace, &str)>,
+) -> Vec<String> {
     let wanted: Vec<_> = wanted.map(|wanted| (safe(wanted.name), wanted)).collect();
     let mut counts: BTreeMap<(&Namespace, &str), usize> = BTreeMap::new();
     for (base, wanted) in &wanted {
-        *counts.entry((wanted.namespace, base)).or_default() += 1;
+        let is_foreign = foreign.contains(&(wanted.namespace, base.as_str()));
+        *counts.entry((wanted.namespace, base)).or_default() += 1 + usize::from(is_foreign);
     }
     // Those that have their name for themselves keep it, whatever the others are renamed to.
     let mut taken: BTreeSet<(&Namespace, String)> = counts
         .iter()
         .filter(|(_, count)| **count == 1)
         .map(|((namespace, base), _)| (*namespace, (*base).to_owned()))
+        .chain(foreign.iter().map(|(namespace, name)| (*namespace, (*name).to_owned())))
         .collect();
     wanted
         .iter()
@@ -83,7 +88,15 @@ mod tests {
             name,
             kind,
         });
-        names(wanted)
+        names(wanted, &BTreeSet::new())
+    }
+
+    #[test]
+    fn a_name_that_somebody_else_s_sidecar_has_is_left_to_it() {
+        let namespace = Namespace::new("a").unwrap();
+        let wanted = Wanted { namespace: &namespace, name: "web", kind: "Deployment" };
+        let foreign = BTreeSet::from([(&namespace, "web"), (&namespace, "web-deployment")]);
+        assert_eq!(names([wanted].into_iter(), &foreign), ["web-deployment-2"]);
     }
 
     #[test]

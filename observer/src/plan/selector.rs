@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::fact::Fact;
 use crate::model::mesh::{Labels, Mesh, Workload};
 use crate::model::names::{Namespace, WorkloadRef};
 
@@ -16,26 +17,26 @@ const CANONICAL: [&str; 3] = ["service.istio.io/canonical-name", "app.kubernetes
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Owner<'a> {
     pub(super) workload: &'a WorkloadRef,
-    labels: Option<&'a Workload>,
+    pub(super) labels: Option<&'a Workload>,
 }
 
-/// What selects one owner.
-pub(super) enum Selected {
-    Only(Labels),
-    NoLabels,
-    Overlap { selector: Labels, others: Vec<WorkloadRef> },
+impl<'a> Owner<'a> {
+    /// Labels of its pod template, where they are known.
+    pub(super) fn template(&self) -> Option<&'a Labels> {
+        self.labels.map(|labels| &labels.template_labels)
+    }
 }
 
 /// All workloads by namespace and canonical name; those of the mesh and those that were watched.
 pub(super) fn groups<'a>(
     mesh: &'a Mesh,
     watched: impl Iterator<Item = &'a WorkloadRef>,
-) -> BTreeMap<(Namespace, String), Vec<Owner<'a>>> {
+) -> BTreeMap<(&'a Namespace, &'a str), Vec<Owner<'a>>> {
     let all: BTreeSet<&WorkloadRef> = mesh.workloads.keys().chain(watched).collect();
     let mut groups: BTreeMap<_, Vec<Owner<'_>>> = BTreeMap::new();
     for workload in all {
         let owner = Owner { workload, labels: mesh.workloads.get(workload) };
-        let key = (workload.namespace.clone(), canonical_name(&owner).to_owned());
+        let key = (&workload.namespace, canonical_name(&owner));
         groups.entry(key).or_default().push(owner);
     }
     groups
@@ -61,7 +62,10 @@ pub(super) fn shared(index: &LabelIndex<'_>, name: &str, group: &[Owner<'_>]) ->
 }
 
 /// All of one owner's labels.
-pub(super) fn own(index: &LabelIndex<'_>, owner: &Owner<'_>) -> Selected {
+///
+/// # Errors
+/// Why they do not select its pods and no others.
+pub(super) fn own(index: &LabelIndex<'_>, owner: &Owner<'_>) -> Result<Labels, Fact> {
     let selector = owner
         .labels
         .map(|labels| match labels.match_labels.is_empty() {
@@ -70,14 +74,14 @@ pub(super) fn own(index: &LabelIndex<'_>, owner: &Owner<'_>) -> Selected {
         })
         .filter(|labels| !labels.is_empty());
     let Some(selector) = selector else {
-        return Selected::NoLabels;
+        return Err(Fact::NoLabels);
     };
     let members = BTreeSet::from([owner.workload]);
     let others = index.others(&owner.workload.namespace, selector, &members);
     if others.is_empty() {
-        Selected::Only(selector.clone())
+        Ok(selector.clone())
     } else {
-        Selected::Overlap { selector: selector.clone(), others }
+        Err(Fact::Overlap { selector: selector.clone(), others: others.into_iter().cloned().collect() })
     }
 }
 
@@ -107,7 +111,14 @@ impl<'a> LabelIndex<'a> {
         namespace: &Namespace,
         selector: &Labels,
         members: &BTreeSet<&WorkloadRef>,
-    ) -> Vec<WorkloadRef> {
+    ) -> BTreeSet<&'a WorkloadRef> {
+        let mut hit = self.hits(namespace, selector);
+        hit.retain(|workload| !members.contains(workload));
+        hit
+    }
+
+    /// Workloads that `selector` hits, by their template or by one of their pods. One without labels hits nothing here.
+    pub(super) fn hits(&self, namespace: &Namespace, selector: &Labels) -> BTreeSet<&'a WorkloadRef> {
         // Whoever has all the labels has the rarest, too.
         let rarest = selector
             .iter()
@@ -116,16 +127,12 @@ impl<'a> LabelIndex<'a> {
                 holders.map_or(&[][..], Vec::as_slice)
             })
             .min_by_key(|holders| holders.len());
-        let hit: BTreeSet<_> = rarest
-            .into_iter()
-            .flatten()
-            .filter(|(workload, labels)| !members.contains(workload) && selects(selector, labels))
-            .map(|(workload, _)| *workload)
-            .collect();
-        hit.into_iter().cloned().collect()
+        let holders = rarest.into_iter().flatten();
+        holders.filter(|(_, labels)| selects(selector, labels)).map(|(workload, _)| *workload).collect()
     }
 }
 
-fn selects(selector: &Labels, labels: &Labels) -> bool {
+/// Whether these labels are what a selector asks for.
+pub(super) fn selects(selector: &Labels, labels: &Labels) -> bool {
     selector.iter().all(|(key, value)| labels.get(key) == Some(value))
 }

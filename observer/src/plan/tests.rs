@@ -1,3 +1,7 @@
+mod changing;
+mod hosts;
+mod judging;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -6,11 +10,13 @@ use crate::fixture::{
     all_watched, bookinfo, bookinfo_flows, deployment, flow, host, mesh, ns, service, workload,
 };
 use crate::mesh_index::MeshIndex;
-use crate::model::graph::{Dependency, Evidence, Pods, PortUse};
+use crate::model::graph::{Dependency, Evidence, Pods, PortUse, WorkloadNode};
+use crate::model::mesh::Labels;
 use crate::model::mesh::{Pod, PodRef, PortProtocol, Workload};
+use changing::current_of;
 
 fn planned(mesh: &Mesh, flows: &[Flow]) -> Plan {
-    plan(&attribute(&MeshIndex::new(mesh), flows, &all_watched(mesh)), mesh)
+    propose(&attribute(&MeshIndex::new(mesh), flows, &all_watched(mesh)), mesh)
 }
 
 /// `namespace/name key=value,... -> host host`, without what all have in common.
@@ -39,21 +45,17 @@ fn bookinfo_gets_the_sidecars_that_a_person_would_write() {
     let verdicts: Vec<_> = plan
         .verdicts
         .iter()
-        .map(|v| (v.name.as_str(), v.workloads.len(), v.scope.before, v.scope.after, v.decision.clone()))
+        .map(|v| (v.name.as_str(), v.workloads.len(), v.before.services, v.after.services, v.verdict.clone()))
         .collect();
-    let made = |name: &str| Decision::Sidecar {
-        name: name.to_owned(),
-        sharing: BTreeSet::new(),
-        incomplete: Vec::new(),
-    };
+    let nothing = || Verdict::Blocked(vec![Fact::NothingObserved]);
     assert_eq!(
         verdicts,
         [
-            ("details", 1, 5, 5, Decision::NothingObserved),
-            ("mongodb", 1, 5, 5, Decision::NothingObserved),
-            ("productpage", 1, 5, 2, made("productpage")),
-            ("ratings", 1, 5, 1, made("ratings")),
-            ("reviews", 3, 5, 1, made("reviews")),
+            ("details", 1, 5, 5, nothing()),
+            ("mongodb", 1, 5, 5, nothing()),
+            ("productpage", 1, 5, 2, Verdict::Ready),
+            ("ratings", 1, 5, 1, Verdict::Ready),
+            ("reviews", 3, 5, 1, Verdict::Ready),
         ]
     );
     let sidecar = &plan.sidecars[0];
@@ -112,7 +114,7 @@ fn evidence_counts_as_the_proxy_routes() {
             ..Graph::default()
         };
         for (mesh, counts) in [(&with_address, counts), (&without, counts_without)] {
-            assert_eq!(plan(&graph, mesh).sidecars.len(), usize::from(counts), "{port_use:?}");
+            assert_eq!(propose(&graph, mesh).sidecars.len(), usize::from(counts), "{port_use:?}");
         }
     }
 }
@@ -179,8 +181,10 @@ fn add(
     };
     let pod_name = PodRef { namespace: key.namespace.clone(), name: format!("{}-{}", key.kind, key.name) };
     mesh.pods.insert(pod_name, pod);
-    mesh.workloads
-        .insert(key, Workload { template_labels: labels(template), match_labels: labels(matching) });
+    mesh.workloads.insert(
+        key,
+        Workload { template_labels: labels(template), match_labels: labels(matching), ..Workload::default() },
+    );
 }
 
 /// Every workload of the mesh calls one service.
@@ -254,14 +258,14 @@ fn workloads_that_cannot_be_told_apart_get_no_sidecar_and_are_named() {
     let plan = all_call(&mut mesh);
     assert_eq!(plan.sidecars.len(), 1, "narrow can be told apart");
     let reasons: BTreeMap<_, _> =
-        plan.verdicts.iter().map(|v| (v.name.as_str(), v.decision.to_string())).collect();
+        plan.verdicts.iter().map(|v| (v.name.as_str(), v.verdict.to_string())).collect();
     assert_eq!(
         reasons["wide"],
-        "no Sidecar: its labels k=v select pods of x/Deployment/narrow as well; give them labels that tell them apart"
+        "blocked: its labels k=v select pods of x/Deployment/narrow as well; give them labels that tell them apart"
     );
     assert!(reasons["bare"].contains("no label"), "{}", reasons["bare"]);
     let wide = plan.verdicts.iter().find(|v| v.name == "wide").unwrap();
-    assert_eq!((wide.scope.before, wide.scope.after), (1, 1));
+    assert_eq!((wide.before.services, wide.after.services), (1, 1));
 }
 
 #[test]
@@ -292,7 +296,8 @@ fn two_entries_of_one_host_count_by_host_if_one_of_them_has_no_address() {
         let flows = [flow("default/Deployment/caller-v1", "198.51.100.1", 443, &["db.test"])];
         let plan = planned(&mesh, &flows);
         assert_eq!(plan.sidecars.len(), usize::from(counts), "{first:?} {second:?}");
-        assert_eq!(plan.verdicts[0].decision == Decision::NothingCounts, !counts, "{first:?} {second:?}");
+        let nothing = Verdict::Blocked(vec![Fact::NothingCounts]);
+        assert_eq!(plan.verdicts[0].verdict == nothing, !counts, "{first:?} {second:?}");
     }
 }
 
@@ -338,9 +343,9 @@ fn whoever_shares_a_port_with_a_service_without_an_address_stays_in_scope() {
         let flows = [flow("default/Deployment/caller-v1", address, port, &[called])];
         let plan = planned(&mesh, &flows);
         assert_eq!(lines(&plan), [format!("caller app=caller -> {expected}")], "{free} {called}");
-        let Decision::Sidecar { sharing, .. } = &plan.verdicts[0].decision else { panic!("{plan:?}") };
+        let sharing = &plan.verdicts[0].sharing;
         let called = if called == "alias" { 2 } else { 1 };
-        assert_eq!(sharing.len() + called, plan.verdicts[0].scope.after, "{free}");
+        assert_eq!(sharing.len() + called, plan.verdicts[0].after.services, "{free}");
     }
 }
 
@@ -349,14 +354,14 @@ fn a_workload_without_a_sidecar_is_told_why_by_its_cause() {
     let mesh = bookinfo();
     let call = |address: &str, hosts: &[&str]| flow("default/Deployment/ratings-v1", address, 9080, hosts);
     for (flows, expected) in [
-        (vec![], Decision::NothingObserved),
-        (vec![call("198.51.100.1", &[])], Decision::OnlyUnresolved),
-        (vec![call("10.0.0.1", &[])], Decision::OnlyDirect),
-        (vec![call("10.0.0.1", &[]), call("198.51.100.1", &[])], Decision::OnlyUnresolved),
+        (vec![], Fact::NothingObserved),
+        (vec![call("198.51.100.1", &[])], Fact::OnlyUnresolved),
+        (vec![call("10.0.0.1", &[])], Fact::OnlyDirect),
+        (vec![call("10.0.0.1", &[]), call("198.51.100.1", &[])], Fact::OnlyUnresolved),
     ] {
         let plan = planned(&mesh, &flows);
         let ratings = plan.verdicts.iter().find(|v| v.name == "ratings").unwrap();
-        assert_eq!(ratings.decision, expected, "{flows:?}");
+        assert_eq!(ratings.verdict, Verdict::Blocked(vec![expected]), "{flows:?}");
     }
 }
 
@@ -377,17 +382,15 @@ fn a_sidecar_s_verdict_says_what_may_be_missing() {
     ]);
     let mut graph = attribute(&MeshIndex::new(&mesh), &flows, &all_watched(&mesh));
     let missing = |graph: &Graph, name: &str| {
-        let plan = plan(graph, &mesh);
+        let plan = propose(graph, &mesh);
         let verdict = plan.verdicts.into_iter().find(|v| v.name == name).unwrap();
-        match verdict.decision {
-            Decision::Sidecar { incomplete, .. } => incomplete,
-            other => panic!("{other:?}"),
-        }
+        assert_eq!(verdict.verdict, Verdict::Ready);
+        verdict.doubts
     };
     let mut expected = vec![
-        Incomplete::HostUnknown(host("details.default.svc.cluster.local"), 9080),
-        Incomplete::DirectHostUnknown("10.0.0.1:9080".parse().unwrap()),
-        Incomplete::Unresolved(2),
+        Doubt::HostUnknown(host("details.default.svc.cluster.local"), 9080),
+        Doubt::DirectHostUnknown("10.0.0.1:9080".parse().unwrap()),
+        Doubt::Unresolved(2),
     ];
     assert_eq!(missing(&graph, "ratings"), expected);
     assert_eq!(missing(&graph, "reviews"), []);
@@ -398,9 +401,9 @@ fn a_sidecar_s_verdict_says_what_may_be_missing() {
     let hit = &mut graph.workloads.iter_mut().find(ratings).unwrap().losses;
     hit.extend(["headRingFull", "edgesFull"].map(str::to_owned));
     graph.unattributed = crate::model::graph::Unattributed { unknown: 1, ambiguous: 1, foreign: 9 };
-    expected[2] = Incomplete::Unresolved(1);
+    expected[2] = Doubt::Unresolved(1);
     let causes = BTreeSet::from(["edgesFull", "headRingFull"].map(str::to_owned));
-    expected.extend([Incomplete::AmbiguousAddress(1), Incomplete::Lost(causes), Incomplete::Unattributed(2)]);
+    expected.extend([Doubt::AmbiguousAddress(1), Doubt::Lost(causes), Doubt::Unattributed(2)]);
     assert_eq!(missing(&graph, "ratings"), expected);
     assert_eq!(missing(&graph, "reviews"), expected[5..]);
     assert_eq!(
@@ -420,7 +423,7 @@ fn what_nobody_watched_is_not_judged() {
         (workload("default/Deployment/reviews-v1"), 1),
         (workload("default/Deployment/details-v1"), 1),
     ]);
-    let plan = plan(&attribute(&MeshIndex::new(&mesh), &[], &watched), &mesh);
+    let plan = propose(&attribute(&MeshIndex::new(&mesh), &[], &watched), &mesh);
     let judged: Vec<_> = plan.verdicts.iter().map(|v| (v.name.as_str(), v.pods)).collect();
     assert_eq!(
         judged,
@@ -467,8 +470,8 @@ proptest! {
                 .collect();
             prop_assert!(hit.len() <= 1, "{pod:?} {hit:?}");
             for name in hit {
-                let made = |d: &Decision| matches!(d, Decision::Sidecar { name: n, .. } if *n == name);
-                let verdict = plan.verdicts.iter().find(|v| made(&v.decision)).unwrap();
+                let made = |v: &&WorkloadVerdict| v.verdict == Verdict::Ready && v.sidecar == name;
+                let verdict = plan.verdicts.iter().find(made).unwrap();
                 prop_assert!(verdict.workloads.contains(&pod.workload), "{pod:?} is selected by {verdict:?}");
             }
         }

@@ -2,7 +2,7 @@ use super::*;
 use crate::attribute::attribute;
 use crate::fixture::{all_watched, bookinfo, bookinfo_flows, flow, workload};
 use crate::mesh_index::MeshIndex;
-use crate::plan::plan;
+use crate::plan::propose;
 
 fn report(style: Style) -> String {
     let mesh = bookinfo();
@@ -26,7 +26,7 @@ fn report(style: Style) -> String {
     flows.retain(|flow| watched.contains_key(&flow.source));
     let mut graph = attribute(&MeshIndex::new(&mesh), &flows, &watched);
     graph.unattributed = Unattributed { unknown: 2, ambiguous: 0, foreign: 1 };
-    let plan = plan(&graph, &mesh);
+    let plan = propose(&graph, &mesh);
     // After the plan, in which every loss is a doubt about each workload.
     graph.losses = BTreeMap::from([("edgesFull".to_owned(), 3), ("dnsAnswer".to_owned(), 1)]);
     tree(&graph, &plan, style)

@@ -24,6 +24,7 @@ const MODULES: &[(&str, Layer)] = &[
     ("changes", Layer::Pure),
     ("clock", Layer::Pure),
     ("collect", Layer::Pure),
+    ("configure", Layer::Pure),
     ("coverage", Layer::Pure),
     ("dns", Layer::Pure),
     ("dns_names", Layer::Pure),

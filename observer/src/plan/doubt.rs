@@ -1,5 +1,5 @@
-//! What says that a workload may call more than was learnt. The Sidecar is written all the same: whether to apply it is for
-//! the reader to decide, who has to be told.
+//! What says that a workload may call more than was learnt. Where it is known when that was last, the time since then is enough or it is
+//! not; of what was watched once, whether to apply the Sidecar is for the reader to decide, who has to be told.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -10,11 +10,17 @@ use crate::model::names::{Host, WorkloadRef};
 
 /// One reason why there may be more.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Incomplete {
+pub enum Doubt {
     /// The host of a request to this service and port could not be read.
     HostUnknown(Host, u16),
     /// The host of a request to a pod's own address could not be read.
     DirectHostUnknown(SocketAddr),
+    /// The same, of a pod of this workload.
+    DirectHostUnknownOf(WorkloadRef, u16),
+    /// Whose this address was cannot be told.
+    NotTold(SocketAddr),
+    /// More hosts or destinations than a record holds.
+    More,
     /// So many destinations are no object's of the inventory.
     Unresolved(usize),
     /// So many destinations are several objects', all of which are taken for called as far as they are services.
@@ -25,13 +31,18 @@ pub enum Incomplete {
     Unattributed(usize),
 }
 
-impl fmt::Display for Incomplete {
+impl fmt::Display for Doubt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::HostUnknown(host, port) => {
                 write!(f, "a host could not be read of a request to {host}:{port}")
             }
             Self::DirectHostUnknown(socket) => write!(f, "a host could not be read of a request to {socket}"),
+            Self::DirectHostUnknownOf(workload, port) => {
+                write!(f, "a host could not be read of a request to a pod of {workload}, port {port}")
+            }
+            Self::NotTold(socket) => write!(f, "whose {socket} was cannot be told"),
+            Self::More => f.write_str("there are more unknown hosts or destinations than its record holds"),
             Self::Unresolved(1) => f.write_str("1 destination is no object's of the inventory"),
             Self::Unresolved(n) => write!(f, "{n} destinations are no object's of the inventory"),
             Self::AmbiguousAddress(1) => f.write_str("1 destination is several objects'"),
@@ -76,16 +87,25 @@ impl<'a> Doubts<'a> {
         members.iter().any(|node| self.unresolved.contains_key(&node.workload))
     }
 
+    /// Hosts that were named on the way to what is not attributed.
+    pub(super) fn unknown_hosts<'s>(
+        &'s self,
+        members: &'s [&WorkloadNode],
+    ) -> impl Iterator<Item = &'a Host> + 's {
+        let entries = members.iter().filter_map(|node| self.unresolved.get(&node.workload)).flatten();
+        entries.flat_map(|entry| &entry.hosts)
+    }
+
     /// The reasons that bear on a canonical workload, in a stable order.
-    pub(super) fn of(&self, members: &[&WorkloadNode]) -> Vec<Incomplete> {
+    pub(super) fn of(&self, members: &[&WorkloadNode]) -> Vec<Doubt> {
         let mut reasons = BTreeSet::new();
         for dependency in members.iter().flat_map(|node| &node.dependencies) {
             for (port, _) in dependency.ports.iter().filter(|(_, port_use)| port_use.host_unknown) {
-                reasons.insert(Incomplete::HostUnknown(dependency.host.clone(), *port));
+                reasons.insert(Doubt::HostUnknown(dependency.host.clone(), *port));
             }
         }
         for call in members.iter().flat_map(|node| &node.direct).filter(|call| call.host_unknown) {
-            reasons.insert(Incomplete::DirectHostUnknown(SocketAddr::new(call.address, call.port)));
+            reasons.insert(Doubt::DirectHostUnknown(SocketAddr::new(call.address, call.port)));
         }
         let destinations = |reasons: &[UnresolvedReason]| {
             let entries = members.iter().filter_map(|node| self.unresolved.get(&node.workload)).flatten();
@@ -94,20 +114,17 @@ impl<'a> Doubts<'a> {
         };
         let lost: BTreeSet<String> = members.iter().flat_map(|node| &node.losses).cloned().collect();
         let counted = [
-            Incomplete::Unresolved(destinations(&[
-                UnresolvedReason::UnknownAddress,
-                UnresolvedReason::NotKnown,
-            ])),
-            Incomplete::AmbiguousAddress(destinations(&[UnresolvedReason::AmbiguousAddress])),
-            Incomplete::Lost(lost),
-            Incomplete::Unattributed(self.unattributed),
+            Doubt::Unresolved(destinations(&[UnresolvedReason::UnknownAddress, UnresolvedReason::NotKnown])),
+            Doubt::AmbiguousAddress(destinations(&[UnresolvedReason::AmbiguousAddress])),
+            Doubt::Lost(lost),
+            Doubt::Unattributed(self.unattributed),
         ];
-        let none = |reason: &Incomplete| match reason {
-            Incomplete::Unresolved(count)
-            | Incomplete::AmbiguousAddress(count)
-            | Incomplete::Unattributed(count) => *count == 0,
-            Incomplete::Lost(causes) => causes.is_empty(),
-            Incomplete::HostUnknown(..) | Incomplete::DirectHostUnknown(_) => false,
+        let none = |reason: &Doubt| match reason {
+            Doubt::Unresolved(count) | Doubt::AmbiguousAddress(count) | Doubt::Unattributed(count) => {
+                *count == 0
+            }
+            Doubt::Lost(causes) => causes.is_empty(),
+            _ => false,
         };
         reasons.into_iter().chain(counted.into_iter().filter(|reason| !none(reason))).collect()
     }
