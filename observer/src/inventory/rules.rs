@@ -21,7 +21,7 @@ const POLICY: (&str, &str) = ("sidescope.io", "ScopePolicy");
 #[derive(Debug, PartialEq)]
 pub(super) enum Rule {
     VirtualService(Object<VirtualServiceSpec>),
-    DestinationRule(Object<DestinationRuleSpec>),
+    Destination(Object<DestinationRuleSpec>),
     Sidecar(Object<SidecarSpec>),
     Gateway(Object<GatewaySpec>),
     PeerAuthentication(Object<PeerAuthenticationSpec>),
@@ -48,7 +48,7 @@ impl Rule {
         }
         Some(match (group, kind) {
             (istio::NETWORKING, "VirtualService") => context.read(body).map(Self::VirtualService),
-            (istio::NETWORKING, "DestinationRule") => context.read(body).map(Self::DestinationRule),
+            (istio::NETWORKING, "DestinationRule") => context.read(body).map(Self::Destination),
             (istio::NETWORKING, "Sidecar") => context.read(body).map(Self::Sidecar),
             (istio::NETWORKING, "Gateway") => context.read(body).map(Self::Gateway),
             (istio::SECURITY, "PeerAuthentication") => context.read(body).map(Self::PeerAuthentication),
@@ -63,7 +63,7 @@ impl Rule {
     pub(super) fn meta(&self) -> &Meta {
         match self {
             Self::VirtualService(object) => &object.metadata,
-            Self::DestinationRule(object) => &object.metadata,
+            Self::Destination(object) => &object.metadata,
             Self::Sidecar(object) => &object.metadata,
             Self::Gateway(object) => &object.metadata,
             Self::PeerAuthentication(object) => &object.metadata,
@@ -123,7 +123,7 @@ pub(super) fn config(rules: Vec<Rule>, namespaces: Vec<(Namespace, Labels)>) -> 
             Rule::Route(kind, object) => {
                 config.routes.extend(configure::gateway_route(kind, object).map(Arc::new));
             }
-            Rule::DestinationRule(object) => {
+            Rule::Destination(object) => {
                 config.rules.extend(configure::destination_rule(object, &defaults).map(Arc::new));
             }
             Rule::Sidecar(object) => config.sidecars.push(Arc::new(configure::sidecar(object))),

@@ -1,41 +1,42 @@
 //! What would become of a call to a service that is not in scope: for which services it would be harmed, and by which object.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::fact::RiskFact;
 use super::pods::Proxies;
-use super::services::{Services, is_below};
-use crate::model::config::{Config, HostPattern, MtlsMode, ObjectRef, OutboundMode};
-use crate::model::mesh::{AddressRange, Service, ServiceKind};
+use super::services::{Services, is_below, is_made_up};
+use crate::model::config::{Config, HostPattern, MtlsMode, ObjectRef, OutboundMode, PeerRule};
+use crate::model::mesh::{Service, ServiceKind};
 use crate::model::names::{Host, Namespace};
 use crate::model::policy::Risk;
 
+/// Services for which there is a risk, in the order of their hosts, with the object that causes it.
+type Endangered<'a> = Vec<(&'a Host, Option<&'a ObjectRef>)>;
+
 /// All services for which there is a risk.
 #[derive(Debug)]
-pub(super) struct Risks<'a>(Vec<(Risk, Vec<(&'a Host, Option<&'a ObjectRef>)>)>);
+pub(super) struct Risks<'a>(Vec<(Risk, Endangered<'a>)>);
 
 impl<'a> Risks<'a> {
     pub(super) fn new(config: &'a Config, services: &Services<'a>, proxies: &Proxies<'_>) -> Self {
         let strict = strict_namespaces(config);
+        let everywhere = strict_mesh(config);
         let identity = identity_namespaces(config);
         let root = &config.mesh.root;
-        let mut lists: BTreeMap<Risk, Vec<(&'a Host, Option<&'a ObjectRef>)>> = BTreeMap::new();
+        let mut lists: BTreeMap<Risk, Endangered<'a>> = BTreeMap::new();
         let mut add = |risk, host, object| lists.entry(risk).or_default().push((host, object));
         let tls = originating(config);
         for (host, entry) in services.hosts() {
-            let kubernetes = entry.services.iter().filter(|service| is_in_cluster(service));
-            for service in kubernetes.take(1) {
-                let namespace = &service.namespace;
-                if proxies.any_in(namespace) {
-                    if let Some(object) =
-                        strict.get(namespace).or_else(|| strict.get(root)).copied().flatten()
-                    {
-                        add(Risk::Strict, host, Some(object));
-                    }
-                    if let Some(object) = identity.get(namespace).or_else(|| identity.get(root)) {
-                        add(Risk::Authorization, host, Some(*object));
-                    }
+            let in_cluster = entry.services.iter().find(|service| is_in_cluster(service));
+            if let Some(namespace) = in_cluster.map(|service| &service.namespace)
+                && proxies.any_in(namespace)
+            {
+                if let Some(object) = strict.get(namespace).copied().unwrap_or(everywhere) {
+                    add(Risk::Strict, host, Some(object));
+                }
+                if let Some(object) = identity.get(namespace).or_else(|| identity.get(root)) {
+                    add(Risk::Authorization, host, Some(*object));
                 }
             }
             if let Some(object) = tls.of(host) {
@@ -45,7 +46,7 @@ impl<'a> Risks<'a> {
             if is_entry && config.mesh.captures_dns {
                 add(Risk::Dns, host, None);
             }
-            if is_entry && entry.services.iter().any(|service| service.addresses.iter().any(is_allocated)) {
+            if is_entry && entry.services.iter().any(|service| service.addresses.iter().any(is_made_up)) {
                 add(Risk::AutoAllocated, host, None);
             }
         }
@@ -101,6 +102,14 @@ fn strict_namespaces(config: &Config) -> HashMap<&Namespace, Option<&ObjectRef>>
     found
 }
 
+/// The object by which servers everywhere refuse plain text, unless their namespace says otherwise.
+fn strict_mesh(config: &Config) -> Option<&ObjectRef> {
+    let of_mesh = |rule: &&Arc<PeerRule>| {
+        rule.object.namespace == config.mesh.root && rule.selector.is_none() && rule.mode == MtlsMode::Strict
+    };
+    config.peers.iter().find(of_mesh).map(|rule| &rule.object)
+}
+
 fn identity_namespaces(config: &Config) -> HashMap<&Namespace, &ObjectRef> {
     let mut found = HashMap::new();
     for rule in config.authorization.iter().filter(|rule| rule.asks_for_identity) {
@@ -138,14 +147,5 @@ impl<'a> Originating<'a> {
             found.map(|(_, object)| *object)
         };
         exact.or_else(below).or(self.any)
-    }
-}
-
-/// Whether istiod made the address up: no packet to it arrives anywhere.
-fn is_allocated(range: &AddressRange) -> bool {
-    match range.as_single() {
-        Some(IpAddr::V4(address)) => address.octets()[..2] == [240, 240],
-        Some(IpAddr::V6(address)) => address.segments()[..3] == [0x2001, 2, 0],
-        None => false,
     }
 }

@@ -1,10 +1,11 @@
 //! The services and routes of the mesh, looked up by host.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::model::config::{HostPattern, Routes};
-use crate::model::mesh::{Mesh, PortProtocol, Service, ServiceKind};
+use crate::model::mesh::{AddressRange, Mesh, PortProtocol, Service, ServiceKind};
 use crate::model::names::{CLUSTER_DOMAIN, Host, Namespace};
 
 /// All objects that have one host.
@@ -31,6 +32,8 @@ pub(super) struct Services<'a> {
     exact: HashMap<&'a str, Vec<usize>>,
     wildcards: HashMap<&'a str, Vec<usize>>,
     any: Vec<usize>,
+    /// Routes of hosts below, or above, the wildcards that services have.
+    around: HashMap<&'a str, BTreeSet<usize>>,
     /// Routes to a host that have hosts that no service has.
     to: HashMap<&'a Host, Vec<usize>>,
     /// Names by which a TLS connection is routed, whatever its address.
@@ -49,12 +52,13 @@ impl<'a> Services<'a> {
             exact: HashMap::new(),
             wildcards: HashMap::new(),
             any: Vec::new(),
+            around: HashMap::new(),
             to: HashMap::new(),
             sni: HashSet::new(),
             sni_wildcards: HashSet::new(),
         };
         for service in &mesh.services {
-            index.add_service(service);
+            index.add_service(service, mesh.config.mesh.captures_dns);
         }
         for hosts in index.by_port.values_mut() {
             hosts.sort_unstable();
@@ -63,21 +67,29 @@ impl<'a> Services<'a> {
         for at in 0..index.routes.len() {
             index.add_routes(at);
         }
+        let wildcards = mesh.services.iter().filter_map(|service| service.host.wildcard_suffix());
+        let around: HashMap<_, _> = wildcards.map(|suffix| (suffix, index.routes_around(suffix))).collect();
+        index.around = around;
         index
     }
 
-    fn add_service(&mut self, service: &'a Service) {
-        let has_address = !service.addresses.is_empty();
+    fn add_service(&mut self, service: &'a Service, captures_dns: bool) {
+        // Proxies listen on addresses that istiod made up only where they answer DNS queries with them.
+        let has_address = service.addresses.iter().any(|range| !is_made_up(range));
+        let listens = has_address || (captures_dns && !service.addresses.is_empty());
         *self.addressed.entry((&service.host, &service.namespace)).or_insert(true) &= has_address;
         let entry = self.hosts.entry(service.host.as_str()).or_default();
         entry.services.push(service);
-        if let ServiceKind::ExternalName(target) = &service.kind {
-            entry.target = Some(target);
+        match &service.kind {
+            ServiceKind::ExternalName(target) => {
+                entry.target = Some(target);
+                entry.whole_ports.extend(opaque_ports(service));
+            }
+            ServiceKind::ServiceEntry if !listens => entry.whole_ports.extend(opaque_ports(service)),
+            // A headless service's listeners are bound to the addresses of its pods.
+            ServiceKind::ServiceEntry | ServiceKind::Headless | ServiceKind::Virtual => {}
         }
-        if takes_whole_port(service) {
-            entry.whole_ports.extend(opaque_ports(service));
-        }
-        if has_address {
+        if listens {
             for port in opaque_ports(service) {
                 self.by_port.entry(port).or_default().push(&service.host);
             }
@@ -159,24 +171,30 @@ impl<'a> Services<'a> {
     /// Routes that a proxy in `namespace` is sent once `host` is in its scope.
     pub(super) fn routes_of(&self, host: &Host, namespace: &Namespace) -> BTreeSet<usize> {
         let mut found: BTreeSet<usize> = self.any.iter().copied().collect();
-        if let Some(suffix) = host.wildcard_suffix() {
-            let below = |pattern: &HostPattern| match pattern {
-                HostPattern::Name(name) => {
-                    let name = name.wildcard_suffix().unwrap_or(name.as_str());
-                    name == suffix || is_below(name, suffix) || is_below(suffix, name)
-                }
-                _ => false,
-            };
-            found.extend(
-                (0..self.routes.len())
-                    .filter(|at| self.routes[*at].for_mesh && self.routes[*at].hosts.iter().any(below)),
-            );
-        } else {
-            found.extend(self.exact.get(host.as_str()).into_iter().flatten());
-            found.extend(suffixes(host).filter_map(|suffix| self.wildcards.get(suffix)).flatten());
+        match host.wildcard_suffix().map(|suffix| (suffix, self.around.get(suffix))) {
+            Some((_, Some(around))) => found.extend(around),
+            Some((suffix, None)) => found.extend(self.routes_around(suffix)),
+            None => {
+                found.extend(self.exact.get(host.as_str()).into_iter().flatten());
+                found.extend(suffixes(host).filter_map(|suffix| self.wildcards.get(suffix)).flatten());
+            }
         }
         found.retain(|at| self.routes[*at].visible.is_in(namespace));
         found
+    }
+
+    /// Routes of hosts below `*.suffix`, of the same, or of a wildcard that has it below.
+    fn routes_around(&self, suffix: &str) -> BTreeSet<usize> {
+        let touches = |pattern: &HostPattern| match pattern {
+            HostPattern::Name(name) => {
+                let name = name.wildcard_suffix().unwrap_or(name.as_str());
+                name == suffix || is_below(name, suffix) || is_below(suffix, name)
+            }
+            HostPattern::Any | HostPattern::Address(_) => false,
+        };
+        let routes = self.routes.iter().enumerate();
+        let found = routes.filter(|(_, routes)| routes.for_mesh && routes.hosts.iter().any(touches));
+        found.map(|(at, _)| at).collect()
     }
 
     /// Hosts that only routes have, of the routes to `host` that are visible in `namespace`.
@@ -262,12 +280,12 @@ pub(super) fn is_below(name: &str, suffix: &str) -> bool {
     name.strip_suffix(suffix).is_some_and(|rest| rest.ends_with('.'))
 }
 
-fn takes_whole_port(service: &Service) -> bool {
-    match service.kind {
-        ServiceKind::ExternalName(_) => true,
-        ServiceKind::ServiceEntry => service.addresses.is_empty(),
-        // Its listeners are bound to the addresses of its pods.
-        ServiceKind::Headless | ServiceKind::Virtual => false,
+/// Whether istiod made the address up (istio: 240.240.0.0/16 and 2001:2::/48): no packet to it arrives anywhere.
+pub(super) fn is_made_up(range: &AddressRange) -> bool {
+    match range.as_single() {
+        Some(IpAddr::V4(address)) => address.octets()[..2] == [240, 240],
+        Some(IpAddr::V6(address)) => address.segments()[..3] == [0x2001, 2, 0],
+        None => false,
     }
 }
 

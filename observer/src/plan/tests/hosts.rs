@@ -255,3 +255,18 @@ fn what_shares_a_port_brings_its_own_routes() {
     ];
     assert_eq!(scope(&objects, &["free.test:3306"]), "*/free.test */mysql */replica");
 }
+
+#[test]
+fn an_address_that_istiod_made_up_is_one_only_for_proxies_that_tell_of_it() {
+    let free = entry("free", "{hosts: [free.test], ports: [{number: 3306, name: p, protocol: TCP}]}")
+        .replace("spec:", "status: {addresses: [{value: 240.240.0.1}]}\nspec:");
+    let capture = "\n---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata: {mesh: \"defaultConfig: {proxyMetadata: {ISTIO_META_DNS_CAPTURE: 'true'}}\"}\n";
+    for (config, expected) in [("", "*/free.test */mysql"), (capture, "*/free.test")] {
+        let mysql = service("mysql", "10.96.0.1", "{port: 3306, name: tcp}");
+        let text = [free.clone(), mysql, config.to_owned(), deployment("caller", "v1", "10.0.0.1")].concat();
+        let mesh = mesh(&text);
+        // By its name: the address that the program had for it is another.
+        let flows = [flow("default/Deployment/caller-v1", "198.51.100.1", 3306, &["free.test"])];
+        assert_eq!(lines(&planned(&mesh, &flows)), [format!("caller app=caller -> {expected}")], "{config}");
+    }
+}

@@ -271,6 +271,12 @@ fn risks_block_and_name_their_object_until_they_are_accepted_for_longer() {
         istio("security", "PeerAuthentication", "elsewhere", strict),
         istio(
             "security",
+            "PeerAuthentication",
+            "istio-system",
+            "{selector: {matchLabels: {a: b}}, mtls: {mode: STRICT}}",
+        ),
+        istio(
+            "security",
             "AuthorizationPolicy",
             "default",
             "{rules: [{to: [{operation: {methods: [GET]}}]}]}",
