@@ -27,6 +27,7 @@ pub mod http1;
 pub mod input;
 pub mod interned;
 pub mod inventory;
+pub mod kube_watch;
 pub mod lease;
 pub mod ledger;
 pub mod living;

@@ -4,8 +4,10 @@
 //! what agents tell comes late: an event is resolved with what was true then.
 
 mod endpoints;
+mod kinds;
 mod pods;
 mod services;
+mod told;
 mod view;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -14,16 +16,15 @@ use std::sync::Arc;
 use crate::model::mesh::{Labels, Mesh};
 use crate::model::names::{Namespace, WorkloadRef};
 use crate::model::time::{Span, Time};
-use crate::objects::{
-    ControllerSpec, CronJobSpec, EndpointSlice, Nothing, Object, PodSpec, PodStatus, ServiceEntrySpec,
-    ServiceEntryStatus, ServiceSpec, ServiceStatus, WorkloadEntrySpec,
-};
+use crate::objects::Object;
 use crate::services::WrongField;
 use crate::workloads::{Controllers, reference_of};
 use endpoints::Endpoints;
+pub use kinds::{Kind, ObjectKey, Watched};
 use pods::Pods;
 pub use pods::Stay;
 use services::Services;
+pub use told::{Told, Unreadable, Unreadables, What, take};
 pub use view::{NoSource, Source, View};
 
 /// How long after something happened a watch tells of it, in milliseconds, as long as it works: the kubelet reports a pod's address
@@ -38,84 +39,6 @@ pub const HOLD: i64 = 3_000;
 pub const LAST_RESORT: i64 = 10_000;
 /// How long what is gone is remembered, in milliseconds.
 pub const RETENTION: i64 = 600_000;
-
-/// A kind of object that is watched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[allow(missing_docs, reason = "the names of the kinds")]
-pub enum Kind {
-    Namespace,
-    Pod,
-    ReplicaSet,
-    Job,
-    Deployment,
-    StatefulSet,
-    DaemonSet,
-    CronJob,
-    Service,
-    EndpointSlice,
-    ServiceEntry,
-    WorkloadEntry,
-}
-
-impl Kind {
-    /// All kinds.
-    pub const ALL: [Self; 12] = [
-        Self::Namespace,
-        Self::Pod,
-        Self::ReplicaSet,
-        Self::Job,
-        Self::Deployment,
-        Self::StatefulSet,
-        Self::DaemonSet,
-        Self::CronJob,
-        Self::Service,
-        Self::EndpointSlice,
-        Self::ServiceEntry,
-        Self::WorkloadEntry,
-    ];
-
-    /// Its name in Kubernetes.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Namespace => "Namespace",
-            Self::Pod => "Pod",
-            Self::ReplicaSet => "ReplicaSet",
-            Self::Job => "Job",
-            Self::Deployment => "Deployment",
-            Self::StatefulSet => "StatefulSet",
-            Self::DaemonSet => "DaemonSet",
-            Self::CronJob => "CronJob",
-            Self::Service => "Service",
-            Self::EndpointSlice => "EndpointSlice",
-            Self::ServiceEntry => "ServiceEntry",
-            Self::WorkloadEntry => "WorkloadEntry",
-        }
-    }
-}
-
-/// An object as a watch gives it.
-#[derive(Clone, Debug)]
-#[allow(missing_docs, reason = "the names of the kinds")]
-pub enum Watched {
-    Namespace(Object<Nothing>),
-    Pod(Object<PodSpec, PodStatus>),
-    /// A ReplicaSet, Job, Deployment, StatefulSet or DaemonSet.
-    Controller(Kind, Object<ControllerSpec>),
-    CronJob(Object<CronJobSpec>),
-    Service(Object<ServiceSpec, ServiceStatus>),
-    EndpointSlice(EndpointSlice),
-    ServiceEntry(Object<ServiceEntrySpec, ServiceEntryStatus>),
-    WorkloadEntry(Object<WorkloadEntrySpec>),
-}
-
-/// Namespace and name of an object.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ObjectKey {
-    /// Its namespace.
-    pub namespace: Namespace,
-    /// Its name.
-    pub name: String,
-}
 
 /// How much is remembered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

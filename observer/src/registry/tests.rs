@@ -1,5 +1,7 @@
 use std::net::IpAddr;
 
+use serde::de::DeserializeSeed;
+
 use super::*;
 use crate::fixture::{host, ns};
 use crate::inventory::Builder;
@@ -24,17 +26,9 @@ pub(super) fn watched(yaml: &str) -> Vec<Watched> {
 }
 
 pub(super) fn read(object: serde_json::Value) -> Watched {
-    let of = |kind| Kind::ALL.into_iter().find(|known| known.name() == kind).unwrap();
-    match object["kind"].as_str().unwrap().to_owned().as_str() {
-        "Namespace" => Watched::Namespace(serde_json::from_value(object).unwrap()),
-        "Pod" => Watched::Pod(serde_json::from_value(object).unwrap()),
-        "CronJob" => Watched::CronJob(serde_json::from_value(object).unwrap()),
-        "Service" => Watched::Service(serde_json::from_value(object).unwrap()),
-        "EndpointSlice" => Watched::EndpointSlice(serde_json::from_value(object).unwrap()),
-        "ServiceEntry" => Watched::ServiceEntry(serde_json::from_value(object).unwrap()),
-        "WorkloadEntry" => Watched::WorkloadEntry(serde_json::from_value(object).unwrap()),
-        kind => Watched::Controller(of(kind), serde_json::from_value(object).unwrap()),
-    }
+    let named = object["kind"].as_str().unwrap();
+    let kind = Kind::ALL.into_iter().find(|known| known.name() == named).unwrap();
+    kind.deserialize(object).unwrap()
 }
 
 struct Cluster(Registry);

@@ -60,6 +60,7 @@ const MODULES: &[(&str, Layer)] = &[
     ("cgroup", Layer::Io),
     ("crd", Layer::Io),
     ("input", Layer::Io),
+    ("kube_watch", Layer::Io),
     ("lease", Layer::Io),
     ("namespaces", Layer::Io),
     ("output", Layer::Io),
