@@ -3,11 +3,13 @@
 //! Objects come and go as watches tell it, each with the time at which it was seen. What is gone is remembered for a while, because
 //! what agents tell comes late: an event is resolved with what was true then.
 
+mod configuration;
 mod endpoints;
 mod kinds;
 mod pods;
 mod services;
 mod told;
+mod unreadable;
 mod view;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -19,11 +21,14 @@ use crate::model::time::{Span, Time};
 use crate::objects::Object;
 use crate::services::WrongField;
 use crate::workloads::{Controllers, reference_of};
+pub use configuration::{Configuration, Kept};
 use endpoints::Endpoints;
 pub use kinds::{Kind, ObjectKey, Watched};
 use pods::Pods;
 use services::Services;
-pub use told::{Told, Unreadable, Unreadables, What, take};
+pub use told::{Told, What, take};
+pub use unreadable::Unreadable;
+use unreadable::Unreadables;
 pub use view::{NoSource, Source, View};
 
 /// How long after something happened a watch tells of it, in milliseconds, as long as it works: the kubelet reports a pod's address
@@ -62,6 +67,8 @@ pub struct Registry {
     services: Services,
     endpoints: Endpoints,
     namespaces: HashMap<Namespace, (Arc<Labels>, u32)>,
+    configuration: Configuration,
+    unreadable: Unreadables,
 }
 
 /// How far the watch of one kind is.
@@ -85,6 +92,8 @@ impl Registry {
             services: Services::default(),
             endpoints: Endpoints::default(),
             namespaces: HashMap::new(),
+            configuration: Configuration::default(),
+            unreadable: Unreadables::default(),
         }
     }
 
@@ -136,6 +145,10 @@ impl Registry {
             Watched::WorkloadEntry(entry) => {
                 self.services.apply_workload_entry(entry, seen, self.watches[&Kind::WorkloadEntry].listing);
             }
+            object => {
+                let listing = self.watches[&object.kind()].listing;
+                self.configuration.apply(object, listing)?;
+            }
         }
         Ok(())
     }
@@ -173,6 +186,7 @@ impl Registry {
             Watched::WorkloadEntry(entry) => {
                 self.services.remove_workload_entry(&ObjectKey::of(&entry.metadata), seen);
             }
+            object => self.configuration.remove(object.kind(), &ObjectKey::of(object.metadata())),
         }
     }
 
@@ -213,7 +227,9 @@ impl Registry {
                     self.controllers.remove(&controller, seen.latest());
                 }
             }
+            kind => self.configuration.end_list(kind, listing),
         }
+        self.unreadable.end_list(kind, listing);
     }
 
     /// The watch of a kind does not tell anything for now.
@@ -245,8 +261,9 @@ impl Registry {
 
     /// Whether everything that bears on what happened at `when` must be known by `now`.
     pub fn is_settled(&self, when: Span, now: Time) -> bool {
+        let mut bearing = self.watches.iter().filter(|(kind, _)| kind.bears_on_attribution());
         now.since(when.latest()) >= HOLD
-            && self.watches.values().all(|watch| watch.synced)
+            && bearing.all(|(_, watch)| watch.synced)
             && !self.services.is_stale()
     }
 
@@ -267,6 +284,30 @@ impl Registry {
     /// The labels of a namespace that is there.
     pub fn namespace(&self, name: &Namespace) -> Option<&Labels> {
         self.namespaces.get(name).map(|(labels, _)| &**labels)
+    }
+
+    /// Istio's and the Gateway API's objects that plans are made from.
+    pub fn configuration(&self) -> &Configuration {
+        &self.configuration
+    }
+
+    /// The objects that are there and make no sense: what they say is not known.
+    pub fn unreadable(&self) -> impl Iterator<Item = &Unreadable> {
+        self.unreadable.iter()
+    }
+
+    /// Whether there are, or were, more of them than are remembered.
+    pub fn has_more_unreadable(&self) -> bool {
+        self.unreadable.has_more()
+    }
+
+    fn note(&mut self, unreadable: Unreadable) -> Result<(), Unreadable> {
+        let listing = self.watches[&unreadable.kind].listing;
+        if self.unreadable.add(&unreadable, listing) { Err(unreadable) } else { Ok(()) }
+    }
+
+    fn readable(&mut self, kind: Kind, namespace: &str, name: &str) {
+        self.unreadable.remove(kind, namespace, name);
     }
 
     /// What there is now, in the form that plans are made from.
