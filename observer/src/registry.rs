@@ -147,6 +147,9 @@ impl Registry {
             }
             object => {
                 let listing = self.watches[&object.kind()].listing;
+                if let Watched::VirtualService(object) = &object {
+                    self.services.apply_virtual_service(object, seen, listing);
+                }
                 self.configuration.apply(object, listing)?;
             }
         }
@@ -186,7 +189,13 @@ impl Registry {
             Watched::WorkloadEntry(entry) => {
                 self.services.remove_workload_entry(&ObjectKey::of(&entry.metadata), seen);
             }
-            object => self.configuration.remove(object.kind(), &ObjectKey::of(object.metadata())),
+            object => {
+                let key = ObjectKey::of(object.metadata());
+                if object.kind() == Kind::VirtualService {
+                    self.services.remove_virtual_service(&key, seen);
+                }
+                self.configuration.remove(object.kind(), &key);
+            }
         }
     }
 
@@ -227,7 +236,12 @@ impl Registry {
                     self.controllers.remove(&controller, seen.latest());
                 }
             }
-            kind => self.configuration.end_list(kind, listing),
+            kind => {
+                if kind == Kind::VirtualService {
+                    self.services.end_list_of_virtual_services(listing, seen);
+                }
+                self.configuration.end_list(kind, listing);
+            }
         }
         self.unreadable.end_list(kind, listing);
     }

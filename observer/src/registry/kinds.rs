@@ -118,12 +118,13 @@ impl Kind {
             | Self::EndpointSlice
             | Self::ServiceEntry
             | Self::WorkloadEntry
-            | Self::VirtualService
-            | Self::HttpRoute
+            | Self::VirtualService => true,
+            // What a route of the Gateway API routes for sidecars is the host of its parent, which is a service.
+            Self::HttpRoute
             | Self::GrpcRoute
             | Self::TcpRoute
-            | Self::TlsRoute => true,
-            Self::DestinationRule
+            | Self::TlsRoute
+            | Self::DestinationRule
             | Self::Sidecar
             | Self::Gateway
             | Self::PeerAuthentication
