@@ -175,7 +175,7 @@ impl Desk {
                 ledger.cover(workload, covered, now);
             }
         }
-        if registry.is_synced() {
+        if registry.can_attribute() {
             let present = registry.present();
             let changed: HashMap<WorkloadRef, bool> = ledger
                 .records()
