@@ -28,7 +28,7 @@ pub enum Command {
     Observe(Observe),
     /// Watch this machine's workloads for as long as it runs, and record what they connect to even while it does not.
     ///
-    /// Prints JSON lines: one for each edge (network namespace, user, destination) that is new or has changed, once a second, and the
+    /// Reports to an aggregator with `--aggregator`. Without it this prints JSON lines: one for each edge (network namespace, user, destination) that is new or has changed, once a second, and the
     /// losses by cause when they change: those since the last such line of the agent before it. Kernel programs and maps are pinned in a BPF file system: they stay when this ends, by SIGTERM,
     /// SIGINT or otherwise, and the next agent goes on with them. `--purge` removes them.
     ///
@@ -84,16 +84,87 @@ pub struct Agent {
     pub bpffs: PathBuf,
     /// Instead of watching, remove all that agents have left in the kernel: programs, maps and folders, of every version. Where there is
     /// no BPF file system, that is an error: it may be elsewhere
-    #[arg(long, conflicts_with_all = ["cgroup", "edges", "ring_bytes", "scanner"])]
+    #[arg(long, conflicts_with_all = ["cgroup", "edges", "ring_bytes", "scanner", "aggregator"])]
     pub purge: bool,
     /// Who enters the network namespaces of the pods, which takes SYS_ADMIN and SYS_PTRACE: the `sidescope scanner` at this socket, or
     /// with `none` nobody (connections from before the programs are missing then, pods are known by their connections' own
     /// address, and what the proxy of a pod with `hostUsers: false` does counts as its workload's); without it this process
     #[arg(long, value_name = "PATH|none", value_parser = by)]
     pub scanner: Option<By>,
+    /// Whom to tell what is learnt
+    #[command(flatten)]
+    pub aggregator: AggregatorOptions,
     /// What to watch, and with which sizes
     #[command(flatten)]
     pub kernel: Kernel,
+}
+
+/// Whom an agent tells what it learns.
+#[derive(Clone, Debug, Args)]
+pub struct AggregatorOptions {
+    /// Report to the aggregator at this address instead of printing; the name of a headless Service stands for all its replicas
+    #[arg(long, value_name = "HOST:PORT", value_parser = host_and_port)]
+    aggregator: Option<String>,
+    /// Name that the aggregator's certificate must be for; without it the host of `--aggregator`
+    #[arg(long, value_name = "NAME", requires = "aggregator")]
+    aggregator_name: Option<String>,
+    /// File with the authorities that may have signed that certificate, as the aggregator publishes them; read for each connection
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "aggregator",
+        default_value = "/var/run/secrets/sidescope/ca.crt"
+    )]
+    aggregator_ca: PathBuf,
+    /// File with this agent's service-account token (audience `sidescope`); read for each connection
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "aggregator",
+        default_value = "/var/run/secrets/sidescope/token"
+    )]
+    token: PathBuf,
+}
+
+/// An aggregator, and how both know each other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Aggregator {
+    /// `host:port`.
+    pub address: String,
+    /// Name that its certificate must be for.
+    pub server_name: String,
+    /// File with the authorities to trust.
+    pub bundle: PathBuf,
+    /// File with the agent's token.
+    pub token: PathBuf,
+}
+
+impl AggregatorOptions {
+    /// Where to report to; `None`: nowhere.
+    pub fn config(&self) -> Option<Aggregator> {
+        let address = self.aggregator.clone()?;
+        let host =
+            || address.rsplit_once(':').map_or("", |(host, _)| host).trim_matches(['[', ']']).to_owned();
+        Some(Aggregator {
+            server_name: self.aggregator_name.clone().unwrap_or_else(host),
+            bundle: self.aggregator_ca.clone(),
+            token: self.token.clone(),
+            address,
+        })
+    }
+}
+
+fn host_and_port(text: &str) -> Result<String, String> {
+    let parts = text
+        .rsplit_once(':')
+        .filter(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0));
+    match parts {
+        // An IPv6 address without brackets ends with something that looks like a port.
+        Some((host, _)) if !host.contains(':') || (host.starts_with('[') && host.ends_with(']')) => {
+            Ok(text.to_owned())
+        }
+        _ => Err("expected a host and a port, such as sidescope-aggregator.sidescope.svc:8443".to_owned()),
+    }
 }
 
 /// A socket of this name can be given as `./none`.
@@ -206,6 +277,38 @@ mod tests {
         assert!(matches!(agent(&["--scanner", "./none"]), Ok(Some(By::Scanner(_)))));
         assert!(agent(&["--scanner", ""]).is_err());
         assert!(agent(&["--purge", "--scanner", "none"]).is_err());
+    }
+
+    #[test]
+    fn an_aggregator_is_an_address_and_the_files_that_a_pod_has() {
+        let config = |more: &[&str]| {
+            let cli = Cli::try_parse_from(["sidescope", "agent"].iter().chain(more));
+            cli.map(|cli| match cli.command {
+                Command::Agent(agent) => agent.aggregator.config(),
+                other => panic!("{other:?}"),
+            })
+        };
+        assert_eq!(config(&[]).unwrap(), None);
+        let found = config(&["--aggregator", "sidescope.mesh.svc:8443"]).unwrap().unwrap();
+        assert_eq!(
+            (found.address.as_str(), found.server_name.as_str()),
+            ("sidescope.mesh.svc:8443", "sidescope.mesh.svc")
+        );
+        assert!(found.bundle.ends_with("sidescope/ca.crt") && found.token.ends_with("sidescope/token"));
+        let found = config(&["--aggregator", "[fd00::1]:1", "--aggregator-name", "a", "--token", "t"])
+            .unwrap()
+            .unwrap();
+        assert_eq!((found.server_name.as_str(), found.token), ("a", PathBuf::from("t")));
+        assert_eq!(config(&["--aggregator", "[fd00::1]:1"]).unwrap().unwrap().server_name, "fd00::1");
+        for bad in [
+            &["--token", "t"][..],
+            &["--aggregator", "a"],
+            &["--aggregator", "a:0"],
+            &["--aggregator", "fd00::1"],
+            &["--aggregator", ":1"],
+        ] {
+            assert!(config(bad).is_err(), "{bad:?}");
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 pub mod agent;
 pub mod answers;
+pub mod attended;
 pub mod attribute;
 pub mod authority;
 pub mod binding;

@@ -94,6 +94,41 @@ impl Hit {
         self.namespaces.remove(&netns);
     }
 
+    /// Both together.
+    pub fn add(&mut self, more: &Self) {
+        for (netns, causes) in &more.namespaces {
+            causes.iter().for_each(|cause| self.note(Some(*netns), cause));
+        }
+        self.everywhere.extend(&more.everywhere);
+    }
+
+    /// Takes out what has hit these namespaces, or may have hit any.
+    #[must_use]
+    pub fn take(&mut self, of: impl Fn(u64) -> bool) -> Self {
+        let namespaces = self.namespaces.extract_if(.., |netns, _| of(*netns)).collect();
+        Self { namespaces, everywhere: std::mem::take(&mut self.everywhere) }
+    }
+
+    /// What of this is not in `earlier`.
+    #[must_use]
+    pub fn beyond(&self, earlier: &Self) -> Self {
+        let new = |causes: &CauseNames, known: Option<&CauseNames>| -> CauseNames {
+            causes
+                .iter()
+                .filter(|cause| !known.is_some_and(|known| known.contains(*cause)))
+                .copied()
+                .collect()
+        };
+        let mut namespaces = BTreeMap::new();
+        for (netns, causes) in &self.namespaces {
+            let causes = new(causes, earlier.namespaces.get(netns));
+            if !causes.is_empty() {
+                namespaces.insert(*netns, causes);
+            }
+        }
+        Self { namespaces, everywhere: new(&self.everywhere, Some(&earlier.everywhere)) }
+    }
+
     /// Namespaces that are known to have been hit.
     pub fn namespaces(&self) -> &BTreeMap<u64, CauseNames> {
         &self.namespaces

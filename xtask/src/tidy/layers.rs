@@ -17,6 +17,7 @@ const MODULES: &[(&str, Layer)] = &[
     ("model", Layer::Model),
     //
     ("answers", Layer::Pure),
+    ("attended", Layer::Pure),
     ("attribute", Layer::Pure),
     ("authority", Layer::Pure),
     ("binding", Layer::Pure),
