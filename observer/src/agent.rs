@@ -1,6 +1,7 @@
 //! `sidescope agent`: watches one node for as long as it runs. Its programs stay in the kernel when it ends, and the next agent goes
 //! on with them. What it learns it tells an aggregator, or prints it.
 
+mod pods;
 mod printing;
 mod purge;
 mod reporting;
@@ -16,6 +17,8 @@ use tracing::{info, warn};
 
 use crate::cgroup::{self, Cgroup};
 use crate::cli::{Agent, Aggregator};
+use crate::model::names::ObjectName;
+use crate::node_pods::Known;
 use crate::older::Older;
 use crate::probes::pins::{self, Layout, Mark, Other, PinError, Pins, Taken};
 use crate::probes::{ProbeError, Probes, Settings, now_ns};
@@ -23,6 +26,7 @@ use crate::report::remedy;
 use crate::scan::By;
 use crate::transport::client::Config;
 use crate::watch::{Failure, Step, Stop, Watch, collect};
+use pods::PodWatch;
 use printing::Printer;
 use purge::purge;
 use reporting::Reporter;
@@ -50,6 +54,7 @@ pub async fn run(args: &Agent) -> Result<(), Failure> {
     let setup = |err| Failure::Setup(err);
     let mut stop = Stop::new().map_err(Failure::Setup)?;
     let cgroup = cgroup::open(args.kernel.cgroup.as_deref()).map_err(|err| setup(err.into()))?;
+    let node = pods::node(args.node.as_ref()).map_err(Failure::Setup)?;
     let settings =
         Settings { edges: args.kernel.edges, ring_bytes: args.kernel.ring_bytes, ..Settings::default() };
     let pins = tokio::select! {
@@ -60,7 +65,11 @@ pub async fn run(args: &Agent) -> Result<(), Failure> {
     let taken = pins.take_over(&cgroup.dir, &settings).map_err(|err| setup(err.into()))?;
     let by = args.scanner.clone().unwrap_or(By::ThisProcess);
     let aggregator = args.aggregator.config().map(config);
-    watch(taken, &pins, cgroup, &settings, by, aggregator, &mut stop).await.map_err(Failure::Run)
+    let mut agent = Running::start(taken, &pins, cgroup, &settings, by, aggregator).map_err(Failure::Run)?;
+    if let Some(node) = node {
+        agent.watch_pods(node).await;
+    }
+    watch(agent, &mut stop).await.map_err(Failure::Run)
 }
 
 /// What the client of the aggregator needs.
@@ -89,16 +98,7 @@ async fn hold(bpffs: &Path) -> Result<Pins, PinError> {
 }
 
 /// From the first edge to the last. Whatever ends it, what was read until then is reported.
-async fn watch(
-    taken: Taken,
-    pins: &Pins,
-    cgroup: Cgroup,
-    settings: &Settings,
-    by: By,
-    aggregator: Option<Config>,
-    stop: &mut Stop,
-) -> anyhow::Result<()> {
-    let mut agent = Running::start(taken, pins, cgroup, settings, by, aggregator)?;
+async fn watch(mut agent: Running<'_>, stop: &mut Stop) -> anyhow::Result<()> {
     let watched = agent.until_told(stop).await;
     let ended = agent.end().await;
     let Err(failure) = watched else { return ended };
@@ -137,6 +137,8 @@ struct Running<'p> {
     /// The next agent knows that all older connections were listed.
     listed: bool,
     told: Told,
+    /// None where nobody watches them.
+    node_pods: Option<PodWatch>,
     losses: BTreeMap<String, u64>,
 }
 
@@ -181,7 +183,15 @@ impl<'p> Running<'p> {
         let listed = watch.older.is_complete();
         let (adopted, losses) = (adopted.is_some(), BTreeMap::new());
         let started = Instant::now();
-        Ok(Self { watch, pins, layout, others, adopted, started, listed, told, losses })
+        Ok(Self { watch, pins, layout, others, adopted, started, listed, told, node_pods: None, losses })
+    }
+
+    /// Watches the pods of this node in Kubernetes, if it can.
+    async fn watch_pods(&mut self, node: ObjectName) {
+        self.node_pods = PodWatch::start(node).await;
+        if self.node_pods.is_some() {
+            self.watch.expect_pods();
+        }
     }
 
     async fn until_told(&mut self, stop: &mut Stop) -> anyhow::Result<()> {
@@ -198,6 +208,7 @@ impl<'p> Running<'p> {
                         reporter.flush(&mut self.watch)?;
                     },
                 },
+                Some(pods) = news_of(&mut self.node_pods) => self.watch.take_pods(pods)?,
             }
         }
     }
@@ -334,6 +345,14 @@ impl<'p> Running<'p> {
         }
         losses?;
         Ok(())
+    }
+}
+
+/// What is new of the pods; waits for ever where nobody watches them.
+async fn news_of(pods: &mut Option<PodWatch>) -> Known {
+    match pods {
+        Some(pods) => pods.next().await,
+        None => std::future::pending().await,
     }
 }
 

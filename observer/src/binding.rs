@@ -51,6 +51,12 @@ impl Bindings {
         self.bound.get(&netns).map_or_else(|| self.by_program.get(&netns), Option::as_ref)
     }
 
+    /// All namespaces that are bound, with their pods.
+    pub fn iter(&self) -> impl Iterator<Item = (u64, &PodUid)> {
+        let bound = self.bound.iter().filter_map(|(netns, pod)| Some((*netns, pod.as_ref()?)));
+        bound.chain(self.by_program.iter().map(|(netns, pod)| (*netns, pod)))
+    }
+
     /// Forgets a namespace that is gone.
     pub fn forget(&mut self, netns: u64) {
         self.bound.remove(&netns);

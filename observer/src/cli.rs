@@ -84,7 +84,7 @@ pub struct Agent {
     pub bpffs: PathBuf,
     /// Instead of watching, remove all that agents have left in the kernel: programs, maps and folders, of every version. Where there is
     /// no BPF file system, that is an error: it may be elsewhere
-    #[arg(long, conflicts_with_all = ["cgroup", "edges", "ring_bytes", "scanner", "aggregator"])]
+    #[arg(long, conflicts_with_all = ["cgroup", "edges", "ring_bytes", "scanner", "aggregator", "node"])]
     pub purge: bool,
     /// Who enters the network namespaces of the pods, which takes SYS_ADMIN and SYS_PTRACE: the `sidescope scanner` at this socket, or
     /// with `none` nobody (connections from before the programs are missing then, pods are known by their connections' own
@@ -94,6 +94,10 @@ pub struct Agent {
     /// Whom to tell what is learnt
     #[command(flatten)]
     pub aggregator: AggregatorOptions,
+    /// Name of this node in Kubernetes: watch its pods there, to know which are on the host's network and which user their proxy is where
+    /// that is not 1337. Without it the variable NODE_NAME tells; if nothing does, pods are not watched
+    #[arg(long, value_name = "NAME")]
+    pub node: Option<String>,
     /// What to watch, and with which sizes
     #[command(flatten)]
     pub kernel: Kernel,

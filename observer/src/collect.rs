@@ -109,6 +109,8 @@ pub struct Collector {
     proxies: HashSet<(Option<u64>, u32)>,
     losses: BTreeMap<Loss, u64>,
     hit: Hit,
+    /// What of that is new since somebody asked.
+    new_hit: Hit,
     changed: Changed,
     /// See [`Collector::is_unsearched`].
     unsearched: HashSet<(Addr, u32, u16)>,
@@ -132,7 +134,7 @@ impl Collector {
     /// A DNS message that a workload received.
     pub fn dns(&mut self, event: &DnsEvent, bytes: &[u8]) {
         for netns in self.answers.take(event, bytes) {
-            self.hit.note(Some(netns), Loss::DnsAnswer.name());
+            self.note(Some(netns), Loss::DnsAnswer.name());
         }
     }
 
@@ -313,7 +315,7 @@ impl Collector {
     pub fn unlisted(&mut self, count: u64) {
         if count > 0 {
             *self.losses.entry(Loss::TooManyExisting).or_default() += count;
-            self.hit.note(None, Loss::TooManyExisting.name());
+            self.note(None, Loss::TooManyExisting.name());
         }
     }
 
@@ -353,6 +355,11 @@ impl Collector {
     /// Which network namespaces these losses have hit.
     pub fn hit(&self) -> &Hit {
         &self.hit
+    }
+
+    /// Which of them they have hit since this was last asked.
+    pub fn take_new_hit(&mut self) -> Hit {
+        mem::take(&mut self.new_hit)
     }
 
     fn is_left_out(&self, key: &EdgeKey) -> bool {
@@ -395,7 +402,12 @@ impl Collector {
     /// `None`: it may have hit any namespace.
     fn count(&mut self, loss: Loss, netns: Option<u64>) {
         *self.losses.entry(loss).or_default() += 1;
-        self.hit.note(netns, loss.name());
+        self.note(netns, loss.name());
+    }
+
+    fn note(&mut self, netns: Option<u64>, cause: &'static str) {
+        self.hit.note(netns, cause);
+        self.new_hit.note(netns, cause);
     }
 }
 

@@ -163,14 +163,14 @@ impl Outbox {
     }
 
     /// Makes batches of what is new among these edges, as far as there is room for them under way, and of the times that wait. Says
-    /// whether all of it is in a batch now. Without a measurement of the clock nothing is made.
+    /// whether all of it is in a batch now. Without room, and without a measurement of the clock, nothing is looked at.
     pub fn fill<'a>(
         &mut self,
         seen: impl IntoIterator<Item = Seen<'a>>,
         whose: impl Fn(u64) -> Whose,
         clock: &Offset,
     ) -> bool {
-        if clock.on_aggregator(0).is_none() {
+        if self.under_way.len() == MAX_UNDER_WAY || clock.on_aggregator(0).is_none() {
             return false;
         }
         let news = seen.into_iter().filter(|edge| self.is_news(edge));

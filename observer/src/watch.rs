@@ -1,11 +1,10 @@
 //! Watching the kernel: what `observe` and `agent` have in common. Holds the loop; decides nothing.
 
 use std::collections::BTreeMap;
-use std::mem;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use sidescope_common::{Counter, EdgeKey, EdgeState};
+use sidescope_common::{Counter, EdgeKey, EdgeState, loss_time};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use crate::binding::Bindings;
@@ -22,9 +21,11 @@ use crate::sockets::Socket;
 use crate::sources::{Name, Sources};
 
 mod gone;
+mod proxies;
 mod scans;
 mod stop;
 
+use proxies::Pods;
 use scans::Scans;
 pub use stop::{Failure, Stop};
 
@@ -66,8 +67,6 @@ pub struct Watch {
     tick: Interval,
     /// When the set was last looked at, nanoseconds of CLOCK_MONOTONIC: what came before is in the ring, or in the collector.
     looked_ns: u64,
-    /// The losses that [`Self::new_hit`] has told.
-    told_hit: Hit,
     /// Edges without an event at the last sweep.
     unannounced: u64,
     /// When the last sweep was.
@@ -77,6 +76,8 @@ pub struct Watch {
     /// Connects that found the set full, at the last scan for that, and when it was.
     beyond: u64,
     full_scanned: Option<Instant>,
+    /// What Kubernetes says of the pods.
+    pods: Pods,
     /// The scan under way has told of proxies whose edges are still in the kernel's set.
     proxies_are_news: bool,
 }
@@ -99,12 +100,12 @@ impl Watch {
             cgroup,
             tick,
             looked_ns: 0,
-            told_hit: Hit::default(),
             unannounced: 0,
             swept: Instant::now(),
             idle_looked_for: None,
             beyond: 0,
             full_scanned: None,
+            pods: Pods::default(),
             proxies_are_news: false,
         }
     }
@@ -287,10 +288,7 @@ impl Watch {
         self.sources.end_scan(whole);
         self.collector.close(&self.living.gone().collect());
         self.take_sources()?;
-        if mem::take(&mut self.proxies_are_news) {
-            self.sweep()?;
-        }
-        Ok(())
+        self.sweep_proxies()
     }
 
     /// What the programs know of the namespaces.
@@ -323,7 +321,8 @@ impl Watch {
         let name = cookie.map_or(Name::Reused(netns), Name::Cookie);
         let now = now_ns();
         // Later parts have more sockets and nothing else.
-        if self.living.found(name, watched, now) {
+        let is_first = self.living.found(name, watched, now);
+        if is_first {
             if self.sources.scanned(name, addresses, watched) {
                 self.sources.look_at(netns, users.as_ref());
             } else {
@@ -341,19 +340,9 @@ impl Watch {
         if what == What::Sockets {
             self.older.namespace(netns, !unlisted);
         }
-        let users = users.unwrap_or_default();
-        let uids = match cookie {
-            Some(_) => users.of_pod(&self.proxy_uids),
-            None => users.of_pod_everywhere(&self.proxy_uids),
-        };
         // Before the sockets, some of which are the proxy's.
-        for uid in uids {
-            if self.collector.leave_out(cookie, uid) {
-                self.proxies_are_news = true;
-                if !self.probes.add_proxy_uid(cookie, uid)? {
-                    self.collector.too_many_proxies(cookie);
-                }
-            }
+        if is_first {
+            self.look_for_proxies(netns, cookie, users)?;
         }
         for socket in &sockets {
             self.take_existing(netns, cookie, socket, now)?;
@@ -413,20 +402,23 @@ impl Watch {
     pub fn hit(&self) -> Result<Hit, ProbeError> {
         let mut hit = self.collector.hit().clone();
         for (netns, causes) in self.probes.losses()? {
-            hit.note_causes(netns, &causes);
+            hit.note_causes(netns, &causes, 0);
         }
         Ok(hit)
     }
 
-    /// The same, as far as this has not told it before.
+    /// Those that losses have hit since `since_ns`, nanoseconds of CLOCK_MONOTONIC, and since this was last called. One of the second in
+    /// which that was may come again.
     ///
     /// # Errors
     /// When the kernel refuses to read its map.
-    pub fn new_hit(&mut self) -> Result<Hit, ProbeError> {
-        let hit = self.hit()?;
-        let new = hit.beyond(&self.told_hit);
-        self.told_hit = hit;
-        Ok(new)
+    pub fn hit_since(&mut self, since_ns: u64) -> Result<Hit, ProbeError> {
+        let losses = self.probes.losses()?;
+        let mut hit = self.collector.take_new_hit();
+        for (netns, causes) in losses {
+            hit.note_causes(netns, &causes, loss_time(since_ns));
+        }
+        Ok(hit)
     }
 
     /// What was lost, in the kernel and here; only causes that occurred.

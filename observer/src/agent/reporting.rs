@@ -15,6 +15,7 @@ use crate::cgroup;
 use crate::clock::{Exchange, Offset};
 use crate::collect::{Changed, Observed};
 use crate::losses::Hit;
+use crate::model::names::PodUid;
 use crate::outbox::{Outbox, Seen};
 use crate::probes::{Times, now_ns};
 use crate::transport::client::{self, Config, Shared};
@@ -79,8 +80,9 @@ pub(super) struct Reporter {
     flushed: Instant,
     /// Not all that is new is in a batch.
     behind: bool,
-    /// What was lost and is not told.
+    /// What was lost and is not told, and up to when it is known what was.
     hit: Hit,
+    hit_ns: u64,
     /// When it was last told that pods were watched.
     covered_ns: u64,
     /// With which batch all up to a time is told.
@@ -119,6 +121,7 @@ impl Reporter {
             flushed: Instant::now(),
             behind: true,
             hit: Hit::default(),
+            hit_ns: since.from_ns,
             covered_ns: 0,
             mark: None,
             heard: 0,
@@ -191,7 +194,9 @@ impl Reporter {
 
     /// Takes over what was lost; whose it was has to be known, or not to be known for a while. Says whether it was anything.
     fn lost(&mut self, watch: &mut Watch, which: Which) -> anyhow::Result<bool> {
-        self.hit.add(&watch.new_hit()?);
+        let looks_ns = now_ns();
+        self.hit.add(&watch.hit_since(self.hit_ns)?);
+        self.hit_ns = looks_ns;
         let held = |netns| matches!(which, Which::Tellable) && watch.holds(netns);
         let ready = self.hit.take(|netns| !held(netns));
         let ended = self.attended.lost(&ready, |netns| watch.bindings.pod(netns), now_ns());
@@ -239,7 +244,12 @@ impl Reporter {
 
     fn find_pods(&mut self, watch: &Watch) {
         match cgroup::of_pods(&watch.cgroup) {
-            Ok(pods) => {
+            Ok(mut pods) => {
+                // What those on the host's network do is not recorded.
+                let on_host = |pod: &PodUid| {
+                    watch.pods().and_then(|pods| pods.get(pod)).is_some_and(|pod| pod.host_network)
+                };
+                pods.retain(|pod, _| !on_host(pod));
                 self.attended.found(&pods, now_ns());
                 self.unlisted = false;
             }

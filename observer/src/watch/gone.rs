@@ -54,7 +54,8 @@ impl Watch {
             // What the programs know of it has to be looked up.
             return !self.scans.were_looked_for(netns);
         }
-        self.living.is_held(netns, self.sources.knows_users(netns), now)
+        let is_known = self.sources.knows_users(netns) && self.knows_proxy(netns);
+        self.living.is_held(netns, is_known, now)
     }
 
     /// Forgets what is gone, here and in the kernel, as far as `told` says that all that is known of an edge was told, and acknowledged
@@ -83,6 +84,7 @@ impl Watch {
         for netns in over.namespaces {
             self.sources.forget(netns);
             self.bindings.forget(netns);
+            self.pods.forget(netns);
             self.scans.forget(netns);
             self.living.forget(netns);
         }
