@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{info, warn};
 
 use crate::cgroup::{self, Cgroup};
-use crate::cli::{Agent, Aggregator};
+use crate::cli::Agent;
 use crate::model::names::ObjectName;
 use crate::node_pods::Known;
 use crate::older::Older;
@@ -64,18 +64,12 @@ pub async fn run(args: &Agent) -> Result<(), Failure> {
     cgroup.warn_if_empty();
     let taken = pins.take_over(&cgroup.dir, &settings).map_err(|err| setup(err.into()))?;
     let by = args.scanner.clone().unwrap_or(By::ThisProcess);
-    let aggregator = args.aggregator.config().map(config);
+    let aggregator = args.report_to.config(now_ns);
     let mut agent = Running::start(taken, &pins, cgroup, &settings, by, aggregator).map_err(Failure::Run)?;
     if let Some(node) = node {
         agent.watch_pods(node).await;
     }
     watch(agent, &mut stop).await.map_err(Failure::Run)
-}
-
-/// What the client of the aggregator needs.
-fn config(aggregator: Aggregator) -> Config {
-    let Aggregator { address, server_name, bundle, token } = aggregator;
-    Config { address, server_name, bundle, token, clock: now_ns }
 }
 
 /// Waits for the folder of pins until whoever has it has had time to end.

@@ -1,13 +1,18 @@
 //! The command line.
 
+mod report_to;
+
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use sidescope_common::{DEFAULT_EDGES, DEFAULT_RING_BYTES};
 
+use crate::model::names::{Namespace, ObjectName};
 use crate::scan::By;
 use crate::scanner::Client;
+pub use report_to::ReportTo;
 
 /// Watches what the workloads of an Istio mesh connect to, and writes their Sidecar resources.
 #[derive(Debug, Parser)]
@@ -34,6 +39,11 @@ pub enum Command {
     ///
     /// Needs root, Linux 5.10 or later, a cgroup2 hierarchy and a BPF file system.
     Agent(Agent),
+    /// Collect what the agents of a cluster tell, and keep it in a WorkloadDependencies object for each workload.
+    ///
+    /// Watches the whole cluster, to tell whose an address was when something connected to it. Of several replicas one leads; the others
+    /// are ready to take over. Needs the custom resource of deploy/crds. Reaches the API server as a pod does, or by KUBECONFIG.
+    Aggregator(Box<Aggregator>),
     /// List the addresses and open connections of this machine's pods for an agent that may not enter their network namespaces.
     ///
     /// Needs the capabilities SYS_ADMIN and SYS_PTRACE, gives up all others, and in a container the host's process namespace
@@ -93,82 +103,52 @@ pub struct Agent {
     pub scanner: Option<By>,
     /// Whom to tell what is learnt
     #[command(flatten)]
-    pub aggregator: AggregatorOptions,
+    pub report_to: ReportTo,
     /// Name of this node in Kubernetes: watch its pods there, to know which are on the host's network and which user their proxy is where
     /// that is not 1337. Without it the variable NODE_NAME tells; if nothing does, pods are not watched
     #[arg(long, value_name = "NAME")]
-    pub node: Option<String>,
+    pub node: Option<ObjectName>,
     /// What to watch, and with which sizes
     #[command(flatten)]
     pub kernel: Kernel,
 }
 
-/// Whom an agent tells what it learns.
-#[derive(Clone, Debug, Args)]
-pub struct AggregatorOptions {
-    /// Report to the aggregator at this address instead of printing; the name of a headless Service stands for all its replicas
-    #[arg(long, value_name = "HOST:PORT", value_parser = host_and_port)]
-    aggregator: Option<String>,
-    /// Name that the aggregator's certificate must be for; without it the host of `--aggregator`
-    #[arg(long, value_name = "NAME", requires = "aggregator")]
-    aggregator_name: Option<String>,
-    /// File with the authorities that may have signed that certificate, as the aggregator publishes them; read for each connection
-    #[arg(
-        long,
-        value_name = "FILE",
-        requires = "aggregator",
-        default_value = "/var/run/secrets/sidescope/ca.crt"
-    )]
-    aggregator_ca: PathBuf,
-    /// File with this agent's service-account token (audience `sidescope`); read for each connection
-    #[arg(
-        long,
-        value_name = "FILE",
-        requires = "aggregator",
-        default_value = "/var/run/secrets/sidescope/token"
-    )]
-    token: PathBuf,
-}
-
-/// An aggregator, and how both know each other.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Options of `sidescope aggregator`.
+#[derive(Debug, Args)]
 pub struct Aggregator {
-    /// `host:port`.
-    pub address: String,
-    /// Name that its certificate must be for.
-    pub server_name: String,
-    /// File with the authorities to trust.
-    pub bundle: PathBuf,
-    /// File with the agent's token.
-    pub token: PathBuf,
-}
-
-impl AggregatorOptions {
-    /// Where to report to; `None`: nowhere.
-    pub fn config(&self) -> Option<Aggregator> {
-        let address = self.aggregator.clone()?;
-        let host =
-            || address.rsplit_once(':').map_or("", |(host, _)| host).trim_matches(['[', ']']).to_owned();
-        Some(Aggregator {
-            server_name: self.aggregator_name.clone().unwrap_or_else(host),
-            bundle: self.aggregator_ca.clone(),
-            token: self.token.clone(),
-            address,
-        })
-    }
-}
-
-fn host_and_port(text: &str) -> Result<String, String> {
-    let parts = text
-        .rsplit_once(':')
-        .filter(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0));
-    match parts {
-        // An IPv6 address without brackets ends with something that looks like a port.
-        Some((host, _)) if !host.contains(':') || (host.starts_with('[') && host.ends_with(']')) => {
-            Ok(text.to_owned())
-        }
-        _ => Err("expected a host and a port, such as sidescope-aggregator.sidescope.svc:8443".to_owned()),
-    }
+    /// Where agents connect to
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "0.0.0.0:15443")]
+    pub listen: SocketAddr,
+    /// Namespace of the aggregator and of its agents; without it POD_NAMESPACE, else that of its service account, else that of the
+    /// kubeconfig
+    #[arg(long, value_name = "NAME")]
+    pub namespace: Option<Namespace>,
+    /// Name of this replica, which no other has; without it POD_NAME, else the name of the machine
+    #[arg(long, value_name = "NAME")]
+    pub pod_name: Option<ObjectName>,
+    /// Address at which agents reach this replica; without it POD_IP, else that of --listen
+    #[arg(long, value_name = "ADDRESS")]
+    pub pod_ip: Option<IpAddr>,
+    /// Name of the Service under which agents look for it. Its Lease is named so, too, its Secret and ConfigMap after it: NAME-tls holds
+    /// certificates, and NAME-ca the authorities that agents are to trust
+    #[arg(long, value_name = "NAME", default_value = "sidescope-aggregator")]
+    pub service: ObjectName,
+    /// Service account of the agents, in the same namespace
+    #[arg(long, value_name = "NAME", default_value = "sidescope-agent")]
+    pub agent_service_account: ObjectName,
+    /// File with a certificate for the Service's DNS name, and those between it and its authority, in PEM form; without it the
+    /// aggregator makes its own
+    #[arg(long, value_name = "FILE", requires = "key")]
+    pub certificate: Option<PathBuf>,
+    /// File with the certificate's key
+    #[arg(long, value_name = "FILE", requires = "certificate")]
+    pub key: Option<PathBuf>,
+    /// How long the record of a workload is kept that is gone
+    #[arg(long, value_name = "DURATION", default_value = "30d", value_parser = humantime::parse_duration)]
+    pub retention: Duration,
+    /// Most services that are recorded of a workload; one that calls more is marked as broad
+    #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u16).range(1..=200))]
+    pub max_destinations: u16,
 }
 
 /// A socket of this name can be given as `./none`.
@@ -262,6 +242,7 @@ mod tests {
                 Command::Observe(_) => "observe",
                 Command::Agent(_) => "agent",
                 Command::Scanner(_) => "scanner",
+                Command::Aggregator(_) => "aggregator",
             });
         }
         assert_eq!(kinds.into_iter().collect::<Vec<_>>(), ["agent", "observe", "scanner"]);
@@ -281,38 +262,6 @@ mod tests {
         assert!(matches!(agent(&["--scanner", "./none"]), Ok(Some(By::Scanner(_)))));
         assert!(agent(&["--scanner", ""]).is_err());
         assert!(agent(&["--purge", "--scanner", "none"]).is_err());
-    }
-
-    #[test]
-    fn an_aggregator_is_an_address_and_the_files_that_a_pod_has() {
-        let config = |more: &[&str]| {
-            let cli = Cli::try_parse_from(["sidescope", "agent"].iter().chain(more));
-            cli.map(|cli| match cli.command {
-                Command::Agent(agent) => agent.aggregator.config(),
-                other => panic!("{other:?}"),
-            })
-        };
-        assert_eq!(config(&[]).unwrap(), None);
-        let found = config(&["--aggregator", "sidescope.mesh.svc:8443"]).unwrap().unwrap();
-        assert_eq!(
-            (found.address.as_str(), found.server_name.as_str()),
-            ("sidescope.mesh.svc:8443", "sidescope.mesh.svc")
-        );
-        assert!(found.bundle.ends_with("sidescope/ca.crt") && found.token.ends_with("sidescope/token"));
-        let found = config(&["--aggregator", "[fd00::1]:1", "--aggregator-name", "a", "--token", "t"])
-            .unwrap()
-            .unwrap();
-        assert_eq!((found.server_name.as_str(), found.token), ("a", PathBuf::from("t")));
-        assert_eq!(config(&["--aggregator", "[fd00::1]:1"]).unwrap().unwrap().server_name, "fd00::1");
-        for bad in [
-            &["--token", "t"][..],
-            &["--aggregator", "a"],
-            &["--aggregator", "a:0"],
-            &["--aggregator", "fd00::1"],
-            &["--aggregator", ":1"],
-        ] {
-            assert!(config(bad).is_err(), "{bad:?}");
-        }
     }
 
     #[test]

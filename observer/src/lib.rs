@@ -4,6 +4,7 @@
 //! the wiring. ARCHITECTURE.md tells the way of the data through them.
 
 pub mod agent;
+pub mod aggregator;
 pub mod answers;
 pub mod attended;
 pub mod attribute;
@@ -17,6 +18,7 @@ pub mod clock;
 pub mod collect;
 pub mod coverage;
 pub mod crd;
+pub mod desk;
 pub mod dns;
 pub mod dns_names;
 pub mod election;
@@ -25,9 +27,9 @@ pub mod held;
 pub mod hpack;
 pub mod http1;
 pub mod input;
-pub mod intake;
 pub mod interned;
 pub mod inventory;
+pub mod kube_watch;
 pub mod lease;
 pub mod ledger;
 pub mod living;

@@ -2,6 +2,7 @@
 
 use std::env;
 
+use anyhow::Context as _;
 use kube::Client;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -15,12 +16,12 @@ use crate::pod_watch;
 const NODE_NAME: &str = "NODE_NAME";
 
 /// The name of this node, as far as anybody tells it.
-pub(super) fn node(option: Option<&String>) -> anyhow::Result<Option<ObjectName>> {
-    let name = option.cloned().or_else(|| env::var(NODE_NAME).ok().filter(|name| !name.is_empty()));
-    let read = |name: String| {
-        ObjectName::new(&name).map_err(|err| anyhow::anyhow!("the node's name {name:?} is none: {err}"))
-    };
-    name.map(read).transpose()
+pub(super) fn node(option: Option<&ObjectName>) -> anyhow::Result<Option<ObjectName>> {
+    if let Some(name) = option {
+        return Ok(Some(name.clone()));
+    }
+    let name = env::var(NODE_NAME).ok().filter(|name| !name.is_empty());
+    name.map(ObjectName::new).transpose().with_context(|| format!("{NODE_NAME} does not name a node"))
 }
 
 /// A watch of pods, which ends when this is dropped.
