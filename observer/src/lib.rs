@@ -4,6 +4,7 @@
 //! the wiring. ARCHITECTURE.md tells the way of the data through them.
 
 pub mod agent;
+pub mod aggregator;
 pub mod answers;
 pub mod attribute;
 pub mod authority;
@@ -16,6 +17,7 @@ pub mod clock;
 pub mod collect;
 pub mod coverage;
 pub mod crd;
+pub mod desk;
 pub mod dns;
 pub mod dns_names;
 pub mod election;
@@ -24,7 +26,6 @@ pub mod held;
 pub mod hpack;
 pub mod http1;
 pub mod input;
-pub mod intake;
 pub mod interned;
 pub mod inventory;
 pub mod kube_watch;

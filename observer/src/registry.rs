@@ -25,6 +25,7 @@ pub use configuration::{Configuration, Kept};
 use endpoints::Endpoints;
 pub use kinds::{Kind, ObjectKey, Watched};
 use pods::Pods;
+pub use pods::Stay;
 use services::Services;
 pub use told::{Told, What, take};
 pub use unreadable::Unreadable;
@@ -36,7 +37,8 @@ pub use view::{NoSource, Source, View};
 pub const LAG: i64 = 1_000;
 /// How far a clock that writes times into objects may be from ours, in milliseconds.
 const SKEW: i64 = 5_000;
-/// An event is not resolved before so many milliseconds have passed, so that all watches have told what they had to.
+/// An event is not resolved before so many milliseconds have passed, since it happened and since the last watch was back, so that all
+/// watches have told what they had to.
 pub const HOLD: i64 = 3_000;
 /// How long after a pod its ReplicaSet or Job may become known; then it is taken for one that nobody tells of.
 pub const LAST_RESORT: i64 = 10_000;
@@ -69,6 +71,8 @@ pub struct Registry {
     namespaces: HashMap<Namespace, (Arc<Labels>, u32)>,
     configuration: Configuration,
     unreadable: Unreadables,
+    /// Since when [`Self::is_synced`] has held, as far as that was noticed; `None`: it does not.
+    synced_since: Option<Time>,
 }
 
 /// How far the watch of one kind is.
@@ -94,6 +98,7 @@ impl Registry {
             namespaces: HashMap::new(),
             configuration: Configuration::default(),
             unreadable: Unreadables::default(),
+            synced_since: None,
         }
     }
 
@@ -257,6 +262,10 @@ impl Registry {
     }
 
     fn watch(&mut self, kind: Kind) -> &mut Watch {
+        if kind.bears_on_attribution() {
+            // Whoever goes on after an interruption, however short, has first to tell what he missed.
+            self.synced_since = None;
+        }
         self.watches.get_mut(&kind).expect("every kind has its watch from the start")
     }
 
@@ -268,17 +277,17 @@ impl Registry {
     /// Makes what was taken over count for lookups. Called before a round of them: many objects may have changed since the last.
     pub fn settle(&mut self, now: Time) {
         self.services.settle(&self.endpoints);
+        self.synced_since = if self.is_synced() { self.synced_since.or(Some(now)) } else { None };
         if self.watches[&Kind::ReplicaSet].synced && self.watches[&Kind::Job].synced {
             self.pods.last_resort(now.plus(-LAST_RESORT));
         }
     }
 
-    /// Whether everything that bears on what happened at `when` must be known by `now`.
-    pub fn is_settled(&self, when: Span, now: Time) -> bool {
-        let mut bearing = self.watches.iter().filter(|(kind, _)| kind.bears_on_attribution());
-        now.since(when.latest()) >= HOLD
-            && bearing.all(|(_, watch)| watch.synced)
-            && !self.services.is_stale()
+    /// Everything that bears on what happened before this must be known by `now`. `None`: a watch does not tell, or did not until a
+    /// moment ago.
+    pub fn settled_through(&self, now: Time) -> Option<Time> {
+        let since = self.synced_since.filter(|_| !self.services.is_stale())?;
+        (now.since(since) >= HOLD).then(|| now.plus(-HOLD))
     }
 
     /// Forgets what is gone for longer than [`RETENTION`].
@@ -335,6 +344,33 @@ impl Registry {
         let pods = mesh.pods.values().map(|pod| (&pod.workload, &*pod.labels));
         mesh.workloads = self.controllers.workloads(pods);
         mesh
+    }
+
+    /// Whether all watches that bear on who calls whom have told all, and go on telling.
+    pub fn is_synced(&self) -> bool {
+        let mut bearing = self.watches.iter().filter(|(kind, _)| kind.bears_on_attribution());
+        bearing.all(|(_, watch)| watch.synced)
+    }
+
+    /// The stays of pods of which something has become known since this was last asked.
+    pub fn changed_stays(&mut self) -> impl Iterator<Item = Stay<'_>> {
+        self.pods.changed()
+    }
+
+    /// The stays of all pods that are remembered.
+    pub fn stays(&self) -> impl Iterator<Item = Stay<'_>> {
+        self.pods.stays()
+    }
+
+    /// When all pods were last listed; what came and went before may not be known. `None`: they were not listed yet.
+    pub fn pods_listed(&self) -> Option<Time> {
+        self.pods.known_since()
+    }
+
+    /// The workloads of which something is left that could call: pods, or what makes some.
+    pub fn present(&self) -> HashSet<&WorkloadRef> {
+        let living = self.pods.living().filter_map(|pod| pod.workload.as_deref());
+        living.chain(self.controllers.living()).collect()
     }
 
     /// How much is remembered.

@@ -25,6 +25,7 @@ const MODULES: &[(&str, Layer)] = &[
     ("clock", Layer::Pure),
     ("collect", Layer::Pure),
     ("coverage", Layer::Pure),
+    ("desk", Layer::Pure),
     ("dns", Layer::Pure),
     ("dns_names", Layer::Pure),
     ("election", Layer::Pure),
@@ -32,7 +33,6 @@ const MODULES: &[(&str, Layer)] = &[
     ("held", Layer::Pure),
     ("hpack", Layer::Pure),
     ("http1", Layer::Pure),
-    ("intake", Layer::Pure),
     ("interned", Layer::Pure),
     ("inventory", Layer::Pure),
     ("ledger", Layer::Pure),
@@ -74,6 +74,7 @@ const MODULES: &[(&str, Layer)] = &[
     ("trust", Layer::Io),
     //
     ("agent", Layer::Wiring),
+    ("aggregator", Layer::Wiring),
     ("cli", Layer::Wiring),
     ("observe", Layer::Wiring),
     ("watch", Layer::Wiring),
