@@ -175,7 +175,7 @@ impl Desk {
                 ledger.cover(workload, covered, now);
             }
         }
-        if registry.can_attribute() {
+        if registry.is_synced() {
             let present = registry.present();
             let changed: HashMap<WorkloadRef, bool> = ledger
                 .records()

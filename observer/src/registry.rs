@@ -69,10 +69,10 @@ pub struct Registry {
     services: Services,
     endpoints: Endpoints,
     namespaces: HashMap<Namespace, (Arc<Labels>, u32)>,
-    /// Since when all watches that bear on attribution tell all, as far as that was noticed; `None`: one does not.
-    synced_since: Option<Time>,
     configuration: Configuration,
     unreadable: Unreadables,
+    /// Since when [`Self::is_synced`] has held, as far as that was noticed; `None`: it does not.
+    synced_since: Option<Time>,
 }
 
 /// How far the watch of one kind is.
@@ -96,9 +96,9 @@ impl Registry {
             services: Services::default(),
             endpoints: Endpoints::default(),
             namespaces: HashMap::new(),
-            synced_since: None,
             configuration: Configuration::default(),
             unreadable: Unreadables::default(),
+            synced_since: None,
         }
     }
 
@@ -262,8 +262,8 @@ impl Registry {
     }
 
     fn watch(&mut self, kind: Kind) -> &mut Watch {
-        // Whoever goes on after an interruption, however short, has first to tell what he missed.
         if kind.bears_on_attribution() {
+            // Whoever goes on after an interruption, however short, has first to tell what he missed.
             self.synced_since = None;
         }
         self.watches.get_mut(&kind).expect("every kind has its watch from the start")
@@ -277,7 +277,7 @@ impl Registry {
     /// Makes what was taken over count for lookups. Called before a round of them: many objects may have changed since the last.
     pub fn settle(&mut self, now: Time) {
         self.services.settle(&self.endpoints);
-        self.synced_since = if self.can_attribute() { self.synced_since.or(Some(now)) } else { None };
+        self.synced_since = if self.is_synced() { self.synced_since.or(Some(now)) } else { None };
         if self.watches[&Kind::ReplicaSet].synced && self.watches[&Kind::Job].synced {
             self.pods.last_resort(now.plus(-LAST_RESORT));
         }
@@ -347,7 +347,7 @@ impl Registry {
     }
 
     /// Whether all watches that bear on who calls whom have told all, and go on telling.
-    pub fn can_attribute(&self) -> bool {
+    pub fn is_synced(&self) -> bool {
         let mut bearing = self.watches.iter().filter(|(kind, _)| kind.bears_on_attribution());
         bearing.all(|(_, watch)| watch.synced)
     }

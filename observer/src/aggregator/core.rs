@@ -186,7 +186,7 @@ impl Core {
                 false
             }
         };
-        if !self.is_ready && self.registry.can_attribute() && !matches!(self.role, Role::Loads(_)) {
+        if !self.is_ready && self.registry.is_synced() && !matches!(self.role, Role::Loads(_)) {
             self.is_ready = true;
             let leads = matches!(self.role, Role::Leads(_));
             let size = self.registry.size();
