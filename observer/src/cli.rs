@@ -231,8 +231,11 @@ mod tests {
 
     #[test]
     fn the_commands_in_the_readme_are_ones_that_it_takes() {
-        let lines =
-            include_str!("../../README.md").lines().filter_map(|line| line.strip_prefix("sudo sidescope "));
+        let texts = [include_str!("../../README.md"), include_str!("../../docs/aggregator.md")];
+        let lines = texts
+            .iter()
+            .flat_map(|text| text.lines())
+            .filter_map(|line| line.strip_prefix("sudo ").unwrap_or(line).strip_prefix("sidescope "));
         let mut kinds = std::collections::BTreeSet::new();
         for line in lines {
             let words =
@@ -245,7 +248,7 @@ mod tests {
                 Command::Aggregator(_) => "aggregator",
             });
         }
-        assert_eq!(kinds.into_iter().collect::<Vec<_>>(), ["agent", "observe", "scanner"]);
+        assert_eq!(kinds.into_iter().collect::<Vec<_>>(), ["agent", "aggregator", "observe", "scanner"]);
     }
 
     #[test]
