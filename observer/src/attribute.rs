@@ -99,7 +99,7 @@ struct Collected {
 pub type Uses<'m> = BTreeMap<(&'m Host, &'m Namespace, u16), PortUse>;
 
 /// What one flow says.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Finding<'m> {
     /// Which services it went to, or named.
     pub uses: Uses<'m>,
@@ -109,6 +109,48 @@ pub struct Finding<'m> {
     pub unresolved: Option<UnresolvedReason>,
     /// Hosts that it named and that nothing in the mesh has.
     pub unknown_hosts: BTreeSet<Host>,
+}
+
+impl Finding<'_> {
+    /// Whether the other one, of the same flow at another time, says the same.
+    pub fn says_the_same(&self, other: &Self) -> bool {
+        let called = |found: &Self| found.direct.as_ref().map(|call| call.workload.clone());
+        self.unresolved == other.unresolved
+            && called(self) == called(other)
+            && self.uses.keys().eq(other.uses.keys())
+    }
+
+    /// The same as part of a graph.
+    pub fn to_graph(&self, flow: &Flow) -> (WorkloadNode, Option<Unresolved>) {
+        let mut dependencies: Vec<Dependency> = Vec::new();
+        for ((host, namespace, port), port_use) in &self.uses {
+            match dependencies.last_mut().filter(|last| last.host == **host && last.namespace == **namespace)
+            {
+                Some(last) => drop(last.ports.insert(*port, port_use.clone())),
+                None => dependencies.push(Dependency {
+                    host: Host::clone(host),
+                    namespace: Namespace::clone(namespace),
+                    ports: BTreeMap::from([(*port, port_use.clone())]),
+                }),
+            }
+        }
+        let node = WorkloadNode {
+            workload: flow.source.clone(),
+            pods: Pods::default(),
+            dependencies,
+            losses: BTreeSet::new(),
+            direct: self.direct.iter().cloned().collect(),
+        };
+        let unresolved = self.unresolved.map(|reason| Unresolved {
+            workload: flow.source.clone(),
+            address: flow.address.to_canonical(),
+            port: flow.port,
+            hosts: self.unknown_hosts.clone(),
+            reason,
+            connects: flow.connects,
+        });
+        (node, unresolved)
+    }
 }
 
 /// Finds what a flow says.

@@ -5,6 +5,7 @@
     reason = "types and fields bear the names of Kubernetes and Istio, whose reference tells what they are"
 )]
 
+pub mod istio;
 pub mod labels;
 pub mod services;
 

@@ -4,8 +4,10 @@
 //! what agents tell comes late: an event is resolved with what was true then.
 
 mod endpoints;
+mod kinds;
 mod pods;
 mod services;
+mod told;
 mod view;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -14,15 +16,15 @@ use std::sync::Arc;
 use crate::model::mesh::{Labels, Mesh};
 use crate::model::names::{Namespace, WorkloadRef};
 use crate::model::time::{Span, Time};
-use crate::objects::{
-    ControllerSpec, CronJobSpec, EndpointSlice, Nothing, Object, PodSpec, PodStatus, ServiceEntrySpec,
-    ServiceEntryStatus, ServiceSpec, ServiceStatus, WorkloadEntrySpec,
-};
+use crate::objects::Object;
 use crate::services::WrongField;
 use crate::workloads::{Controllers, reference_of};
 use endpoints::Endpoints;
+pub use kinds::{Kind, ObjectKey, Watched};
 use pods::Pods;
+pub use pods::Stay;
 use services::Services;
+pub use told::{Told, Unreadable, Unreadables, What, take};
 pub use view::{NoSource, Source, View};
 
 /// How long after something happened a watch tells of it, in milliseconds, as long as it works: the kubelet reports a pod's address
@@ -30,90 +32,13 @@ pub use view::{NoSource, Source, View};
 pub const LAG: i64 = 1_000;
 /// How far a clock that writes times into objects may be from ours, in milliseconds.
 const SKEW: i64 = 5_000;
-/// An event is not resolved before so many milliseconds have passed, so that all watches have told what they had to.
+/// An event is not resolved before so many milliseconds have passed, since it happened and since the last watch was back, so that all
+/// watches have told what they had to.
 pub const HOLD: i64 = 3_000;
 /// How long after a pod its ReplicaSet or Job may become known; then it is taken for one that nobody tells of.
 pub const LAST_RESORT: i64 = 10_000;
 /// How long what is gone is remembered, in milliseconds.
 pub const RETENTION: i64 = 600_000;
-
-/// A kind of object that is watched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[allow(missing_docs, reason = "the names of the kinds")]
-pub enum Kind {
-    Namespace,
-    Pod,
-    ReplicaSet,
-    Job,
-    Deployment,
-    StatefulSet,
-    DaemonSet,
-    CronJob,
-    Service,
-    EndpointSlice,
-    ServiceEntry,
-    WorkloadEntry,
-}
-
-impl Kind {
-    /// All kinds.
-    pub const ALL: [Self; 12] = [
-        Self::Namespace,
-        Self::Pod,
-        Self::ReplicaSet,
-        Self::Job,
-        Self::Deployment,
-        Self::StatefulSet,
-        Self::DaemonSet,
-        Self::CronJob,
-        Self::Service,
-        Self::EndpointSlice,
-        Self::ServiceEntry,
-        Self::WorkloadEntry,
-    ];
-
-    /// Its name in Kubernetes.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Namespace => "Namespace",
-            Self::Pod => "Pod",
-            Self::ReplicaSet => "ReplicaSet",
-            Self::Job => "Job",
-            Self::Deployment => "Deployment",
-            Self::StatefulSet => "StatefulSet",
-            Self::DaemonSet => "DaemonSet",
-            Self::CronJob => "CronJob",
-            Self::Service => "Service",
-            Self::EndpointSlice => "EndpointSlice",
-            Self::ServiceEntry => "ServiceEntry",
-            Self::WorkloadEntry => "WorkloadEntry",
-        }
-    }
-}
-
-/// An object as a watch gives it.
-#[derive(Clone, Debug)]
-#[allow(missing_docs, reason = "the names of the kinds")]
-pub enum Watched {
-    Namespace(Object<Nothing>),
-    Pod(Object<PodSpec, PodStatus>),
-    /// A ReplicaSet, Job, Deployment, StatefulSet or DaemonSet.
-    Controller(Kind, Object<ControllerSpec>),
-    CronJob(Object<CronJobSpec>),
-    Service(Object<ServiceSpec, ServiceStatus>),
-    EndpointSlice(EndpointSlice),
-    ServiceEntry(Object<ServiceEntrySpec, ServiceEntryStatus>),
-    WorkloadEntry(Object<WorkloadEntrySpec>),
-}
-
-/// Namespace and name of an object.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ObjectKey {
-    /// Its namespace.
-    pub namespace: Namespace,
-    /// Its name.
-    pub name: String,
-}
 
 /// How much is remembered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -139,6 +64,8 @@ pub struct Registry {
     services: Services,
     endpoints: Endpoints,
     namespaces: HashMap<Namespace, (Arc<Labels>, u32)>,
+    /// Since when all watches tell all, as far as that was noticed; `None`: one does not.
+    synced_since: Option<Time>,
 }
 
 /// How far the watch of one kind is.
@@ -162,6 +89,7 @@ impl Registry {
             services: Services::default(),
             endpoints: Endpoints::default(),
             namespaces: HashMap::new(),
+            synced_since: None,
         }
     }
 
@@ -304,6 +232,8 @@ impl Registry {
     }
 
     fn watch(&mut self, kind: Kind) -> &mut Watch {
+        // Whoever goes on after an interruption, however short, has first to tell what he missed.
+        self.synced_since = None;
         self.watches.get_mut(&kind).expect("every kind has its watch from the start")
     }
 
@@ -315,16 +245,17 @@ impl Registry {
     /// Makes what was taken over count for lookups. Called before a round of them: many objects may have changed since the last.
     pub fn settle(&mut self, now: Time) {
         self.services.settle(&self.endpoints);
+        self.synced_since = if self.is_synced() { self.synced_since.or(Some(now)) } else { None };
         if self.watches[&Kind::ReplicaSet].synced && self.watches[&Kind::Job].synced {
             self.pods.last_resort(now.plus(-LAST_RESORT));
         }
     }
 
-    /// Whether everything that bears on what happened at `when` must be known by `now`.
-    pub fn is_settled(&self, when: Span, now: Time) -> bool {
-        now.since(when.latest()) >= HOLD
-            && self.watches.values().all(|watch| watch.synced)
-            && !self.services.is_stale()
+    /// Everything that bears on what happened before this must be known by `now`. `None`: a watch does not tell, or did not until a
+    /// moment ago.
+    pub fn settled_through(&self, now: Time) -> Option<Time> {
+        let since = self.synced_since.filter(|_| !self.services.is_stale())?;
+        (now.since(since) >= HOLD).then(|| now.plus(-HOLD))
     }
 
     /// Forgets what is gone for longer than [`RETENTION`].
@@ -357,6 +288,32 @@ impl Registry {
         let pods = mesh.pods.values().map(|pod| (&pod.workload, &*pod.labels));
         mesh.workloads = self.controllers.workloads(pods);
         mesh
+    }
+
+    /// Whether all watches have told all, and go on telling.
+    pub fn is_synced(&self) -> bool {
+        self.watches.values().all(|watch| watch.synced)
+    }
+
+    /// The stays of pods of which something has become known since this was last asked.
+    pub fn changed_stays(&mut self) -> impl Iterator<Item = Stay<'_>> {
+        self.pods.changed()
+    }
+
+    /// The stays of all pods that are remembered.
+    pub fn stays(&self) -> impl Iterator<Item = Stay<'_>> {
+        self.pods.stays()
+    }
+
+    /// When all pods were last listed; what came and went before may not be known. `None`: they were not listed yet.
+    pub fn pods_listed(&self) -> Option<Time> {
+        self.pods.known_since()
+    }
+
+    /// The workloads of which something is left that could call: pods, or what makes some.
+    pub fn present(&self) -> HashSet<&WorkloadRef> {
+        let living = self.pods.living().filter_map(|pod| pod.workload.as_deref());
+        living.chain(self.controllers.living()).collect()
     }
 
     /// How much is remembered.

@@ -57,7 +57,7 @@ pub struct ServicePortSpec {
 }
 
 /// A port number that can be connected to: 1 to 65535.
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "i64")]
 pub struct Port(pub u16);
 

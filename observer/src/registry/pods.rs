@@ -1,7 +1,7 @@
 //! Pods, those that are gone too, and which of them had an address when.
 
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -49,6 +49,23 @@ pub(super) struct Pods {
     workloads: Interned<WorkloadRef>,
     node_names: Interned<String>,
     node_lists: Interned<Vec<IpAddr>>,
+    /// Pods of whose [`Stay`] something has become known since that was asked for.
+    changed: HashSet<PodKey>,
+    /// When they were last listed in full: what came and went before that, and was not listed, is not known.
+    known_since: Option<Time>,
+}
+
+/// A pod's time in the cluster, through which it may connect to others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stay<'r> {
+    /// The uid of its object.
+    pub pod: &'r PodUid,
+    /// Its workload.
+    pub workload: &'r Arc<WorkloadRef>,
+    /// It had no address before.
+    pub from: Time,
+    /// It had ended by then.
+    pub until: Option<Time>,
 }
 
 #[derive(Debug)]
@@ -71,6 +88,10 @@ pub(super) struct Pod {
     leaving: Option<Time>,
     /// How and when it went.
     gone: Option<(Gone, Time)>,
+    /// From when on it may have had an address. `None`: it has had none.
+    since: Option<Time>,
+    /// When its containers were seen to have ended for good.
+    ended: Option<Time>,
     listing: u32,
 }
 
@@ -91,6 +112,13 @@ impl Pod {
             addresses: self.addresses.iter().map(|(address, _)| *address).collect(),
             host_network: self.host_network,
         }
+    }
+
+    /// `None`: it is in its node's network namespace, has had no address, or its workload is not known yet.
+    fn stay(&self) -> Option<Stay<'_>> {
+        let (workload, from) = (self.workload.as_ref()?, self.since?);
+        let until = self.ended.or(self.gone.map(|(_, gone)| gone));
+        (!self.host_network).then_some(Stay { pod: &self.uid, workload, from, until })
     }
 
     fn workload_or_guess(&self) -> WorkloadRef {
@@ -115,6 +143,8 @@ impl Pods {
             workloads: Interned::default(),
             node_names: Interned::default(),
             node_lists: Interned::default(),
+            changed: HashSet::new(),
+            known_since: None,
         }
     }
 
@@ -152,7 +182,7 @@ impl Pods {
         if pod.gone.is_some_and(|(how, _)| how == Gone::Deleted) {
             return Ok(());
         }
-        pod.gone = None;
+        let was_gone = pod.gone.take().is_some();
         (pod.labels, pod.node, pod.host_network, pod.listing) = (labels, node, host_network, listing);
         if object.metadata.deletion_timestamp.0.is_some() {
             pod.leaving.get_or_insert(seen.earliest().plus(-LAG));
@@ -161,6 +191,14 @@ impl Pods {
         self.release(key, seen, |address| !addresses.contains(address));
         let pod = self.pods.get_mut(&key).expect("as before");
         let from = began(object, seen);
+        let before = (pod.since, pod.ended);
+        if !addresses.is_empty() && pod.since.is_none() {
+            pod.since = Some(from.earliest());
+        }
+        pod.ended = status.is_terminal().then(|| pod.ended.unwrap_or(seen.latest()));
+        if before != (pod.since, pod.ended) || was_gone {
+            self.changed.insert(key);
+        }
         for address in addresses {
             if !pod.addresses.iter().any(|(known, _)| *known == address) {
                 pod.addresses.push((address, pod.nth));
@@ -204,6 +242,8 @@ impl Pods {
             nth: 0,
             leaving: None,
             gone: None,
+            since: None,
+            ended: None,
             listing: 0,
         };
         for uid in [Some(&pod.uid), pod.static_uid.as_ref()].into_iter().flatten() {
@@ -263,6 +303,9 @@ impl Pods {
             return;
         }
         pod.gone = Some((how, seen.latest()));
+        if pod.ended.is_none() {
+            self.changed.insert(key);
+        }
         self.release(key, seen, |_| true);
         self.set_node_addresses(key, Arc::default(), seen.latest());
         self.gone.push_back((seen.latest(), key));
@@ -290,6 +333,23 @@ impl Pods {
             self.owners.forget(seen.latest());
         }
         self.has_listed = true;
+        self.known_since = Some(seen.latest());
+    }
+
+    /// The stays of which something has become known since this was last asked.
+    pub(super) fn changed(&mut self) -> impl Iterator<Item = Stay<'_>> {
+        let changed = std::mem::take(&mut self.changed);
+        let pods = &self.pods;
+        changed.into_iter().filter_map(|key| pods.get(&key)?.stay())
+    }
+
+    /// All stays that are remembered.
+    pub(super) fn stays(&self) -> impl Iterator<Item = Stay<'_>> {
+        self.pods.values().filter_map(Pod::stay)
+    }
+
+    pub(super) fn known_since(&self) -> Option<Time> {
+        self.known_since
     }
 
     /// The object of a controller has become known.
@@ -300,6 +360,7 @@ impl Pods {
         for key in keys {
             if let Some(pod) = self.pods.get_mut(&key) {
                 pod.workload = Some(workload.clone());
+                self.changed.insert(key);
             }
         }
     }
@@ -309,6 +370,7 @@ impl Pods {
         while let Some((_, key)) = self.waiting_since.pop_front_if(|(since, _)| *since <= time) {
             if let Some(pod) = self.pods.get_mut(&key).filter(|pod| pod.workload.is_none()) {
                 pod.workload = Some(self.workloads.get(pod.workload_or_guess()));
+                self.changed.insert(key);
             }
         }
     }

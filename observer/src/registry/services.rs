@@ -72,10 +72,6 @@ struct WorkloadEntry {
 }
 
 impl ObjectKey {
-    pub(super) fn of(meta: &Meta) -> Self {
-        Self { namespace: meta.namespace(), name: meta.name.as_str().to_owned() }
-    }
-
     fn of_service(service: &Service) -> Self {
         Self { namespace: service.namespace.clone(), name: service.name.clone() }
     }
