@@ -223,7 +223,7 @@ pub(super) fn running(address: IpAddr, node: IpAddr, started: &str) -> Value {
     };
     let conditions = ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
     json!({"status": {
-        "phase": "Running", "qosClass": "Burstable", "startTime": started,
+        "phase": "Running", "startTime": started,
         "hostIP": node, "hostIPs": [{"ip": node}], "podIP": address, "podIPs": [{"ip": address}],
         "conditions": conditions.map(condition).as_slice(),
         "containerStatuses": [container("app"), container("istio-proxy")],
