@@ -1,11 +1,13 @@
 //! The command line.
 
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use sidescope_common::{DEFAULT_EDGES, DEFAULT_RING_BYTES};
 
+use crate::model::names::{Namespace, ObjectName};
 use crate::scan::By;
 use crate::scanner::Client;
 
@@ -34,6 +36,11 @@ pub enum Command {
     ///
     /// Needs root, Linux 5.10 or later, a cgroup2 hierarchy and a BPF file system.
     Agent(Agent),
+    /// Collect what the agents of a cluster tell, and keep it in a WorkloadDependencies object for each workload.
+    ///
+    /// Watches the whole cluster, to tell whose an address was when something connected to it. Of several replicas one leads; the others
+    /// are ready to take over. Needs the custom resource of deploy/crds. Reaches the API server as a pod does, or by KUBECONFIG.
+    Aggregator(Box<Aggregator>),
     /// List the addresses and open connections of this machine's pods for an agent that may not enter their network namespaces.
     ///
     /// Needs the capabilities SYS_ADMIN and SYS_PTRACE, gives up all others, and in a container the host's process namespace
@@ -94,6 +101,44 @@ pub struct Agent {
     /// What to watch, and with which sizes
     #[command(flatten)]
     pub kernel: Kernel,
+}
+
+/// Options of `sidescope aggregator`.
+#[derive(Debug, Args)]
+pub struct Aggregator {
+    /// Where agents connect to
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "0.0.0.0:15443")]
+    pub listen: SocketAddr,
+    /// Namespace of the aggregator and of its agents; without it POD_NAMESPACE, else that of its service account, else that of the
+    /// kubeconfig
+    #[arg(long, value_name = "NAME")]
+    pub namespace: Option<Namespace>,
+    /// Name of this replica, which no other has; without it POD_NAME, else the name of the machine
+    #[arg(long, value_name = "NAME")]
+    pub pod_name: Option<ObjectName>,
+    /// Address at which agents reach this replica; without it POD_IP, else that of --listen
+    #[arg(long, value_name = "ADDRESS")]
+    pub pod_ip: Option<IpAddr>,
+    /// Name of the Service under which agents look for it. Its Lease is named so, too, its Secret and ConfigMap after it: NAME-tls holds
+    /// certificates, and NAME-ca the authorities that agents are to trust
+    #[arg(long, value_name = "NAME", default_value = "sidescope-aggregator")]
+    pub service: ObjectName,
+    /// Service account of the agents, in the same namespace
+    #[arg(long, value_name = "NAME", default_value = "sidescope-agent")]
+    pub agent_service_account: ObjectName,
+    /// File with a certificate for the Service's DNS name, and those between it and its authority, in PEM form; without it the
+    /// aggregator makes its own
+    #[arg(long, value_name = "FILE", requires = "key")]
+    pub certificate: Option<PathBuf>,
+    /// File with the certificate's key
+    #[arg(long, value_name = "FILE", requires = "certificate")]
+    pub key: Option<PathBuf>,
+    /// How long the record of a workload is kept that is gone
+    #[arg(long, value_name = "DURATION", default_value = "30d", value_parser = humantime::parse_duration)]
+    pub retention: Duration,
+    /// Most services that are recorded of a workload; one that calls more is marked as broad
+    #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u16).range(1..=200))]
+    pub max_destinations: u16,
 }
 
 /// A socket of this name can be given as `./none`.
@@ -187,6 +232,7 @@ mod tests {
                 Command::Observe(_) => "observe",
                 Command::Agent(_) => "agent",
                 Command::Scanner(_) => "scanner",
+                Command::Aggregator(_) => "aggregator",
             });
         }
         assert_eq!(kinds.into_iter().collect::<Vec<_>>(), ["agent", "observe", "scanner"]);

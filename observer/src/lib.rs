@@ -4,6 +4,7 @@
 //! the wiring. ARCHITECTURE.md tells the way of the data through them.
 
 pub mod agent;
+pub mod aggregator;
 pub mod answers;
 pub mod attribute;
 pub mod authority;
