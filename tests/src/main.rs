@@ -12,7 +12,7 @@ use sidescope_tests::bookinfo::{self, Load, Name, app::Role};
 use sidescope_tests::cluster::{Cluster, Parts};
 use sidescope_tests::demo::{self, Calls};
 use sidescope_tests::dial::{self, How};
-use sidescope_tests::{Bed, Cmd, bed, cluster, dns, existing, tcp};
+use sidescope_tests::{Bed, Cmd, bed, cluster, dns, existing, scale, tcp};
 
 #[derive(Parser)]
 #[command(about = "Sidescope's test bed: real processes in network namespaces")]
@@ -55,6 +55,18 @@ enum Command {
         /// Milliseconds of a block, of which a round has three
         #[arg(long, default_value_t = 100)]
         block: u64,
+    },
+    /// Measure the aggregator in a large cluster with all its agents
+    Scale {
+        /// The program `sidescope`
+        #[arg(long)]
+        sidescope: PathBuf,
+        /// Where the results go
+        #[arg(long, default_value = "target/bench/scale.json")]
+        out: PathBuf,
+        /// Which part of the full size: of a smaller one the figures say little
+        #[arg(long, default_value_t = 1.0)]
+        scale: f64,
     },
     /// The server of the bench (run by it, in a pod)
     #[command(hide = true)]
@@ -221,6 +233,7 @@ fn run(command: Command) -> Result<()> {
             let block = Duration::from_millis(block);
             bench::run(&bench::Options { sidescope, testbed, out, rounds, block })
         }
+        Command::Scale { sidescope, out, scale } => scale::run(&scale::Options { sidescope, out, scale }),
         Command::BenchServe { cpu } => bench_load::serve(cpu),
         Command::BenchLoad { orders, cpu } => bench_load::run(&orders, cpu),
         Command::Cluster { what } => match what {
