@@ -5,6 +5,7 @@ use aya_ebpf::programs::SkBuffContext;
 const ETH_P_IP: u16 = 0x0800;
 const ETH_P_IPV6: u16 = 0x86dd;
 const IPV6_HEADER: u32 = 40;
+const HOP_BY_HOP: u8 = 0;
 const UDP_HEADER: u32 = 8;
 /// TCP.
 pub const TCP: u8 = 6;
@@ -40,8 +41,15 @@ pub fn payload(ctx: &SkBuffContext) -> Option<Payload> {
             let ip: [u8; 10] = ctx.load(0).ok()?;
             (ip[9], u32::from(ip[0] & 0xf) * 4)
         }
-        // Programs can make the kernel add extension headers to what they send; such packets are passed over.
-        ETH_P_IPV6 => (ctx.load::<u8>(6).ok()?, IPV6_HEADER),
+        ETH_P_IPV6 => match ctx.load::<u8>(6).ok()? {
+            // What is larger than 64 KiB at once (BIG TCP) has this one. Programs can make the kernel add others to what they send;
+            // such packets are passed over.
+            HOP_BY_HOP => {
+                let [next, words]: [u8; 2] = ctx.load(IPV6_HEADER as usize).ok()?;
+                (next, IPV6_HEADER + 8 + u32::from(words) * 8)
+            }
+            next => (next, IPV6_HEADER),
+        },
         _ => return None,
     };
     let (seq, length) = match transport {
