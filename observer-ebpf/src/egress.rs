@@ -9,11 +9,12 @@ use aya_ebpf::programs::SkBuffContext;
 use sidescope_common::http2::{BLIND, Walk};
 use sidescope_common::{Counter, EdgeKey, edge_flags, part};
 
+use crate::bounded::word_at;
 use crate::connect::flag_edge;
 use crate::handover::{lost, mixed};
 use crate::http1;
 use crate::http2;
-use crate::maps::{EDGES, Look, OLDER, OLDER_PORTS, PARTS, SEARCHES, Search, lose, phase};
+use crate::maps::{EDGES, Look, OLDER, OLDER_PORTS, PARTS, SEARCHES, Search, anew, lose, phase};
 use crate::packet::{Payload, payload};
 use crate::source::note_address;
 use crate::tls::CLIENT_HELLO;
@@ -122,7 +123,9 @@ fn begin(ctx: &SkBuffContext, search: &mut Search, payload: Payload) {
         payload = payload.after(header);
         word = first_word(ctx, &payload);
     }
-    let empty_lines = empty_lines(word).min(payload.len);
+    // Through memory: see `Scratch::start`.
+    search.copied = empty_lines(word);
+    let empty_lines = anew!(search.copied).min(payload.len);
     if empty_lines != 0 && search.phase != phase::REST {
         if search.phase == phase::NEW {
             search.tail = 1;
@@ -166,6 +169,7 @@ fn begin(ctx: &SkBuffContext, search: &mut Search, payload: Payload) {
         return to_tls(ctx, search, &payload);
     }
     search.phase = phase::OTHER;
+    search.copied = 0;
 }
 
 /// Nothing tells where a request begins that may come.
@@ -306,19 +310,7 @@ fn is_next_millisecond(search: &mut Search) -> bool {
 /// The first eight bytes, the first one highest; zeros where there are fewer.
 #[inline(always)]
 pub fn first_word(ctx: &SkBuffContext, payload: &Payload) -> u64 {
-    const BYTES: u32 = 8;
-    let at = payload.offset as usize;
-    if payload.len >= BYTES {
-        return ctx.load::<[u8; BYTES as usize]>(at).map_or(0, u64::from_be_bytes);
-    }
-    let mut word = 0u64;
-    let mut i = 0;
-    while i < BYTES {
-        let byte = if i < payload.len { ctx.load::<u8>(at + i as usize).unwrap_or(0) } else { 0 };
-        word = word << 8 | u64::from(byte);
-        i += 1;
-    }
-    word
+    word_at(ctx.skb.skb, payload.offset, payload.len)
 }
 
 /// How many bytes of empty lines these eight begin with.
