@@ -233,7 +233,7 @@ fn largest(ledger: &mut Ledger, workload: &WorkloadRef) -> Result<()> {
             reason: UnresolvedReason::AmbiguousAddress,
             connects: u64::MAX,
         };
-        merge(&mut ledger, &node, &[unresolved], &seen(Some(&by)));
+        merge(ledger, &node, &[unresolved], &seen(Some(&by)));
         ledger.lost(workload, &format!("{n:03}{}", "c".repeat(61)), NOW, NOW);
     }
     ledger.judge(workload, &"ä".repeat(10_000), NOW);

@@ -170,6 +170,7 @@ impl Books {
             hosts: found.unknown_hosts.clone(),
             reason,
             connects: flow.connects,
+            host_unknown: flow.host_unknown,
         });
         let account =
             Account { uses: &found.uses, direct: found.direct.as_slice(), unresolved: unresolved.as_slice() };
