@@ -119,38 +119,6 @@ impl Finding<'_> {
             && called(self) == called(other)
             && self.uses.keys().eq(other.uses.keys())
     }
-
-    /// The same as part of a graph.
-    pub fn to_graph(&self, flow: &Flow) -> (WorkloadNode, Option<Unresolved>) {
-        let mut dependencies: Vec<Dependency> = Vec::new();
-        for ((host, namespace, port), port_use) in &self.uses {
-            match dependencies.last_mut().filter(|last| last.host == **host && last.namespace == **namespace)
-            {
-                Some(last) => drop(last.ports.insert(*port, port_use.clone())),
-                None => dependencies.push(Dependency {
-                    host: Host::clone(host),
-                    namespace: Namespace::clone(namespace),
-                    ports: BTreeMap::from([(*port, port_use.clone())]),
-                }),
-            }
-        }
-        let node = WorkloadNode {
-            workload: flow.source.clone(),
-            pods: Pods::default(),
-            dependencies,
-            losses: BTreeSet::new(),
-            direct: self.direct.iter().cloned().collect(),
-        };
-        let unresolved = self.unresolved.map(|reason| Unresolved {
-            workload: flow.source.clone(),
-            address: flow.address.to_canonical(),
-            port: flow.port,
-            hosts: self.unknown_hosts.clone(),
-            reason,
-            connects: flow.connects,
-        });
-        (node, unresolved)
-    }
 }
 
 /// Finds what a flow says.

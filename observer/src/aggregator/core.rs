@@ -183,6 +183,8 @@ impl Core {
             Role::Leads(leading) => leading.work(&mut self.registry, now),
             Role::Follows | Role::Loads(_) => {
                 self.registry.settle(now);
+                // A desk begins with all of them.
+                drop(self.registry.changed_stays());
                 false
             }
         };
