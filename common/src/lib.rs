@@ -76,7 +76,7 @@ pub const MAX_OLDER: u32 = 10_240;
 /// Words of 64 bits that have one for each port.
 pub const PORT_WORDS: u32 = (1 << 16) / 64;
 /// Network namespaces that losses have hit. Those of the others count for [`ALL_NAMESPACES`], which has the last place of a full map.
-pub const MAX_HIT: u32 = 1_023;
+pub const MAX_HIT: u32 = 511;
 /// Proxy uids that can be told to the kernel: two in each of 500 pods with user namespaces of their own, and some.
 pub const MAX_PROXY_UIDS: u32 = 1_024;
 /// Default size of the ring buffer in bytes.
@@ -285,9 +285,16 @@ const _: () = assert!(size_of::<DnsEvent>() == 40);
 /// Stands for every network namespace in [`names::LOSSES`], where it always has an entry. No namespace has this cookie.
 pub const ALL_NAMESPACES: u64 = 0;
 
-/// By [`Counter`], whether that loss has hit a network namespace. A byte for each: kernels before 5.12 have no atomic "or" for bits.
-pub type Causes = [u8; 16];
-const _: () = assert!(Counter::ALL.len() <= size_of::<Causes>());
+/// By [`Counter`], when that loss has last hit a network namespace, as [`loss_time`] has it; 0: never. A word for each, so that two CPUs
+/// cannot undo each other's.
+pub type Causes = [u32; 16];
+const _: () = assert!(Counter::ALL.len() <= size_of::<Causes>() / size_of::<u32>());
+
+/// A time of CLOCK_MONOTONIC in nanoseconds as it is kept of losses: in seconds, and never 0.
+#[inline(always)]
+pub const fn loss_time(ns: u64) -> u32 {
+    (ns / 1_000_000_000) as u32 + 1
+}
 
 /// What is counted in the kernel; the index into the map [`names::COUNTERS`].
 #[repr(u32)]
@@ -411,7 +418,7 @@ mod tests {
         const MIB: usize = 1024 * 1024;
         assert!(all_maps(64) <= 8 * MIB, "{}", all_maps(64));
         // As the documents have it, in hundredths.
-        assert_eq!([4, 64].map(|cpus| (100 * all_maps(cpus)).div_ceil(MIB)), [743, 793]);
+        assert_eq!([4, 64].map(|cpus| (100 * all_maps(cpus)).div_ceil(MIB)), [742, 792]);
     }
 }
 

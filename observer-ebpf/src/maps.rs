@@ -2,13 +2,14 @@
 
 use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST};
 use aya_ebpf::btf_maps::SkStorage;
+use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray, RingBuf};
 use sidescope_common::http2;
 use sidescope_common::{
     ALL_NAMESPACES, Causes, Counter, DEFAULT_EDGES, DEFAULT_HOSTS, DEFAULT_RING_BYTES, DnsEvent, EdgeKey,
     EdgeState, HEAD_BYTES, HeadEvent, HostKey, MAX_HIT, MAX_OLDER, MAX_PROXY_UIDS, MAX_SOURCES, PORT_WORDS,
-    SourceAddr, SourceKey, part,
+    SourceAddr, SourceKey, loss_time, part,
 };
 
 /// A plain hash, never LRU: an LRU would forget edges that nobody has read yet.
@@ -163,7 +164,7 @@ pub fn lose(counter: Counter, netns: u64) {
     if note(&netns, counter) {
         return;
     }
-    let none: Causes = [0; size_of::<Causes>()];
+    let none: Causes = [0; size_of::<Causes>() / size_of::<u32>()];
     // A failure is seen at the next line: then it counts for all.
     let _ = LOSSES.insert(&netns, &none, u64::from(BPF_NOEXIST));
     if !note(&netns, counter) {
@@ -176,8 +177,8 @@ pub fn lose(counter: Counter, netns: u64) {
 #[inline(always)]
 fn note(netns: &u64, counter: Counter) -> bool {
     let Some(causes) = LOSSES.get_ptr_mut(netns) else { return false };
-    // SAFETY: a map value, valid for the run of the program; nothing else than 1 is ever written there.
-    unsafe { (*causes)[counter as usize] = 1 };
+    // SAFETY: a map value, valid for the run of the program. Others may write the same word at the same time, and either may stay.
+    unsafe { (*causes)[counter as usize] = loss_time(bpf_ktime_get_ns()) };
     true
 }
 

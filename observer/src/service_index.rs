@@ -116,6 +116,9 @@ pub trait Lookup {
     fn service_named(&self, host: &Host, namespace: &Namespace, port: u16) -> Option<Target<'_>>;
 }
 
+/// Those that have a host, and whether each had it for sure.
+type Found<'a> = Vec<(&'a Known, bool)>;
+
 impl ServiceIndex {
     /// Builds the index.
     pub fn new(services: impl IntoIterator<Item = Known>, routed: impl IntoIterator<Item = Routed>) -> Self {
@@ -229,7 +232,7 @@ impl ServiceIndex {
             &[host_text, ".", CLUSTER_DOMAIN],
             &[host_text],
         ];
-        let mut expanded = |find: &mut dyn FnMut(&str) -> Option<Vec<(&'a Known, bool)>>| {
+        let mut expanded = |find: &mut dyn FnMut(&str) -> Option<Found<'a>>| {
             expansions.iter().find_map(|parts| {
                 name.clear();
                 name.extend(parts.iter().copied());
@@ -257,20 +260,20 @@ impl ServiceIndex {
         Some(by_port(&best.service, port).unwrap_or_else(|| unlisted(&best.service, port)))
     }
 
-    fn with_host(&self, host: &str, when: Span) -> Option<Vec<(&Known, bool)>> {
+    fn with_host(&self, host: &str, when: Span) -> Option<Found<'_>> {
         let found: Vec<_> = present(self.hosts.get(host), when).collect();
         (!found.is_empty()).then_some(found)
     }
 
     /// Those who route the host and are visible in `namespace`.
-    fn routed_host(&self, host: &str, namespace: &Namespace, when: Span) -> Option<Vec<(&Known, bool)>> {
+    fn routed_host(&self, host: &str, namespace: &Namespace, when: Span) -> Option<Found<'_>> {
         let all = self.routed.get(host)?.iter();
         let visible = all.filter(|routed| routed.visible.is_in(namespace));
         let found: Vec<_> = visible.filter_map(|routed| seen_at(&routed.known, when)).collect();
         (!found.is_empty()).then_some(found)
     }
 
-    fn longest_wildcard(&self, host: &str, namespace: &Namespace, when: Span) -> Option<Vec<(&Known, bool)>> {
+    fn longest_wildcard(&self, host: &str, namespace: &Namespace, when: Span) -> Option<Found<'_>> {
         let mut rest = host;
         while let Some((_, suffix)) = rest.split_once('.') {
             let wildcard = format!("*.{suffix}");

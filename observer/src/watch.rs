@@ -1,27 +1,31 @@
 //! Watching the kernel: what `observe` and `agent` have in common. Holds the loop; decides nothing.
 
 use std::collections::BTreeMap;
-use std::mem;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use sidescope_common::{Counter, EdgeKey, EdgeState};
+use sidescope_common::{Counter, EdgeKey, EdgeState, loss_time};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
+use crate::binding::Bindings;
+use crate::cgroup;
 use crate::collect::{Collector, address};
 use crate::living::Living;
 use crate::losses::Hit;
 use crate::namespaces::Part;
 use crate::older::{Older, Sight};
+use crate::outbox::Whose;
 use crate::probes::{Event, Malformed, ProbeError, Probes, Settings, now_ns};
 use crate::scan::{By, Found, ScanError, What};
 use crate::sockets::Socket;
 use crate::sources::{Name, Sources};
 
 mod gone;
+mod proxies;
 mod scans;
 mod stop;
 
+use proxies::Pods;
 use scans::Scans;
 pub use stop::{Failure, Stop};
 
@@ -49,6 +53,8 @@ pub struct Watch {
     pub collector: Collector,
     /// Whose network namespaces they are.
     pub sources: Sources,
+    /// Which pods these are.
+    pub bindings: Bindings,
     /// Connections from before the programs.
     pub older: Older,
     /// The cgroup that is watched.
@@ -59,6 +65,8 @@ pub struct Watch {
     living: Living,
     scans: Scans,
     tick: Interval,
+    /// When the set was last looked at, nanoseconds of CLOCK_MONOTONIC: what came before is in the ring, or in the collector.
+    looked_ns: u64,
     /// Edges without an event at the last sweep.
     unannounced: u64,
     /// When the last sweep was.
@@ -68,6 +76,8 @@ pub struct Watch {
     /// Connects that found the set full, at the last scan for that, and when it was.
     beyond: u64,
     full_scanned: Option<Instant>,
+    /// What Kubernetes says of the pods.
+    pods: Pods,
     /// The scan under way has told of proxies whose edges are still in the kernel's set.
     proxies_are_news: bool,
 }
@@ -81,6 +91,7 @@ impl Watch {
             probes,
             collector: Collector::default(),
             sources: Sources::default(),
+            bindings: Bindings::default(),
             older,
             proxy_uids: settings.proxy_uids.clone(),
             room: settings.edges as usize,
@@ -88,11 +99,13 @@ impl Watch {
             scans: Scans::new(by, cgroup.clone(), Instant::now()),
             cgroup,
             tick,
+            looked_ns: 0,
             unannounced: 0,
             swept: Instant::now(),
             idle_looked_for: None,
             beyond: 0,
             full_scanned: None,
+            pods: Pods::default(),
             proxies_are_news: false,
         }
     }
@@ -124,11 +137,13 @@ impl Watch {
     /// # Errors
     /// When the kernel refuses to read the set.
     pub fn take_all(&mut self) -> Result<(), ProbeError> {
+        self.looked_ns = now_ns();
         self.drain();
         self.sweep().map(drop)
     }
 
-    fn drain(&mut self) {
+    /// Takes what is in the ring.
+    pub fn drain(&mut self) {
         let collector = &mut self.collector;
         self.probes.drain(|record| collect(collector, record));
     }
@@ -173,6 +188,7 @@ impl Watch {
 
     /// Edges whose event was lost, counts, and what is not known yet of the namespaces.
     fn look_at_set(&mut self) -> Result<(), ProbeError> {
+        self.looked_ns = now_ns();
         // The whole set costs two calls an edge, so only where an event was lost, and now and then for names of addresses that
         // changed.
         let unannounced = self.probes.counter(Counter::EdgeRingFull)?;
@@ -191,6 +207,42 @@ impl Watch {
             return Ok(());
         }
         self.scan_if_due(news)
+    }
+
+    /// When the set was last looked at: what came before is known here as soon as the ring was taken after that. Nanoseconds of
+    /// CLOCK_MONOTONIC.
+    pub fn looked_ns(&self) -> u64 {
+        self.looked_ns
+    }
+
+    /// Begins to find out whose these edges are, as far as that is not known and nobody is at it: it need not wait for the next second.
+    ///
+    /// # Errors
+    /// When the kernel refuses to read its maps.
+    pub fn look_for(&mut self, edges: impl IntoIterator<Item = EdgeKey>) -> Result<(), ProbeError> {
+        let now = now_ns();
+        let mut lacking = Vec::new();
+        for key in edges {
+            self.living.notice(key.netns, now);
+            if self.sources.lacks(key.netns) {
+                lacking.push(key.netns);
+            }
+        }
+        if !self.scans.are_news(lacking) {
+            return Ok(());
+        }
+        if self.scans.are_done_by_nobody() { self.take_sources() } else { self.scan_if_due(true) }
+    }
+
+    /// Whose network namespace it is, as far as is known.
+    pub fn whose(&self, netns: u64) -> Whose {
+        let addresses = self.sources.addresses(netns).into_iter().flatten().copied().collect();
+        Whose { pod: self.bindings.pod(netns).cloned(), addresses }
+    }
+
+    /// Namespaces that are gone, as far as it is known.
+    pub fn gone(&self) -> impl Iterator<Item = u64> {
+        self.living.gone()
     }
 
     /// Lists sockets so often from here on, and once at once. For tests.
@@ -236,10 +288,7 @@ impl Watch {
         self.sources.end_scan(whole);
         self.collector.close(&self.living.gone().collect());
         self.take_sources()?;
-        if mem::take(&mut self.proxies_are_news) {
-            self.sweep()?;
-        }
-        Ok(())
+        self.sweep_proxies()
     }
 
     /// What the programs know of the namespaces.
@@ -250,9 +299,17 @@ impl Watch {
             self.living.notice(source.netns, now);
         }
         // Last, because a program may have left its cgroup since it connected.
-        if self.sources.has_homes() {
-            for (netns, cgroup) in self.probes.cgroups()? {
+        let (mut pods, has_homes) = (None, self.sources.has_homes());
+        for (netns, cgroup) in self.probes.cgroups()? {
+            if has_homes {
                 self.sources.add_by_home(netns, cgroup);
+            }
+            if !self.bindings.knows(netns) {
+                // Where it cannot be read, nobody knows.
+                let pods = pods.get_or_insert_with(|| cgroup::pods(&self.cgroup).unwrap_or_default());
+                if let Some(pod) = pods.get(&cgroup) {
+                    self.bindings.connected(netns, pod);
+                }
             }
         }
         Ok(())
@@ -260,16 +317,20 @@ impl Watch {
 
     fn take_part(&mut self, what: What, part: Part) -> Result<(), ProbeError> {
         let cookie = part.cookie();
-        let Part { netns, watched, addresses, sockets, unlisted, cgroups, users } = part;
+        let Part { netns, watched, addresses, sockets, unlisted, cgroups, pods, users } = part;
         let name = cookie.map_or(Name::Reused(netns), Name::Cookie);
         let now = now_ns();
         // Later parts have more sockets and nothing else.
-        if self.living.found(name, watched, now) {
+        let is_first = self.living.found(name, watched, now);
+        if is_first {
             if self.sources.scanned(name, addresses, watched) {
                 self.sources.look_at(netns, users.as_ref());
             } else {
                 self.collector.too_many_namespaces();
             }
+        }
+        if cookie.is_some() {
+            self.bindings.bind(netns, &pods);
         }
         for cgroup in cgroups {
             if !self.sources.add_home(cgroup, netns) {
@@ -279,19 +340,9 @@ impl Watch {
         if what == What::Sockets {
             self.older.namespace(netns, !unlisted);
         }
-        let users = users.unwrap_or_default();
-        let uids = match cookie {
-            Some(_) => users.of_pod(&self.proxy_uids),
-            None => users.of_pod_everywhere(&self.proxy_uids),
-        };
         // Before the sockets, some of which are the proxy's.
-        for uid in uids {
-            if self.collector.leave_out(cookie, uid) {
-                self.proxies_are_news = true;
-                if !self.probes.add_proxy_uid(cookie, uid)? {
-                    self.collector.too_many_proxies(cookie);
-                }
-            }
+        if is_first {
+            self.look_for_proxies(netns, cookie, users)?;
         }
         for socket in &sockets {
             self.take_existing(netns, cookie, socket, now)?;
@@ -351,7 +402,21 @@ impl Watch {
     pub fn hit(&self) -> Result<Hit, ProbeError> {
         let mut hit = self.collector.hit().clone();
         for (netns, causes) in self.probes.losses()? {
-            hit.note_causes(netns, &causes);
+            hit.note_causes(netns, &causes, 0);
+        }
+        Ok(hit)
+    }
+
+    /// Those that losses have hit since `since_ns`, nanoseconds of CLOCK_MONOTONIC, and since this was last called. One of the second in
+    /// which that was may come again.
+    ///
+    /// # Errors
+    /// When the kernel refuses to read its map.
+    pub fn hit_since(&mut self, since_ns: u64) -> Result<Hit, ProbeError> {
+        let losses = self.probes.losses()?;
+        let mut hit = self.collector.take_new_hit();
+        for (netns, causes) in losses {
+            hit.note_causes(netns, &causes, loss_time(since_ns));
         }
         Ok(hit)
     }

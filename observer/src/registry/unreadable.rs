@@ -41,11 +41,13 @@ impl Unreadable {
     }
 }
 
+/// Those of one kind by namespace and name, each with the listing that named it.
+type Named = BTreeMap<(String, String), (Unreadable, u32)>;
+
 /// Those that are there now.
 #[derive(Debug, Default)]
 pub(super) struct Unreadables {
-    /// By namespace and name, each with the listing that named it.
-    named: BTreeMap<Kind, BTreeMap<(String, String), (Unreadable, u32)>>,
+    named: BTreeMap<Kind, Named>,
     /// A listing had more than are remembered.
     more: bool,
 }
