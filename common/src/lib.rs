@@ -87,6 +87,9 @@ pub const DEFAULT_RING_BYTES: u32 = 512 * 1024;
 pub const HEAD_BYTES: usize = 4096;
 /// Request heads with an unknown host that one edge may send to user space within [`HEAD_WINDOW_NS`].
 pub const HEADS_PER_WINDOW: u16 = 64;
+/// Connects of an edge that get a search for hosts, and one more for each tick of the kernel's clock that has passed: 100 to 1,000 a
+/// second, by how the kernel was built. An edge on which several names were told has no such bound.
+pub const SEARCHED_CONNECTS: u16 = 256;
 /// DNS messages that one socket may send to user space within [`HEAD_WINDOW_NS`].
 pub const DNS_PER_WINDOW: u16 = 256;
 /// Length of the window of [`HEADS_PER_WINDOW`] and [`DNS_PER_WINDOW`], in nanoseconds.
@@ -146,16 +149,21 @@ pub struct EdgeState {
     pub last_ns: u64,
     /// Number of connects.
     pub connects: u64,
-    /// The kernel's tick (jiffies) of the last connect that found the edge settled: nothing new was told for a second. Further
-    /// connects in the same tick are only counted.
-    pub settled_tick: u64,
+    /// The kernel's tick (jiffies, low half) of the last connect that got a search.
+    pub tick: u32,
+    /// How much of [`SEARCHED_CONNECTS`] was spent at that tick.
+    pub spent: u16,
+    /// Names that were handed on; those beyond the second count no more.
+    pub names: u8,
+    /// Always zero.
+    pub reserved: u8,
     /// Start of the window in which [`heads`](Self::heads) counts, in units of [`HEAD_WINDOW_NS`]; wraps.
     pub window: u32,
     /// Heads sent to user space in this window.
     pub heads: u16,
     /// Bits of [`edge_flags`].
     pub flags: u8,
-    /// Not 0: some connection of this edge has no search for hosts on its socket, because it was not the first of its tick.
+    /// Not 0: some connection of this edge has no search for hosts on its socket, because [`SEARCHED_CONNECTS`] were spent.
     pub unsearched: u8,
 }
 const _: () = assert!(size_of::<EdgeState>() == 40);
@@ -326,11 +334,13 @@ pub enum Counter {
     Pipelined = 11,
     /// Requests that refer to what was sent on their connection before it was watched.
     BeforeStart = 12,
+    /// Edges that have named a host and had more connects than [`SEARCHED_CONNECTS`] allows to look at; each counts once.
+    SearchBudget = 13,
 }
 
 impl Counter {
     /// All counters, in the order of their index.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Connects,
         Self::EdgesFull,
         Self::EdgeRingFull,
@@ -344,6 +354,7 @@ impl Counter {
         Self::DnsBudget,
         Self::Pipelined,
         Self::BeforeStart,
+        Self::SearchBudget,
     ];
 
     /// Whether it means that something is missing or marked as incomplete.
@@ -368,6 +379,7 @@ impl Counter {
             Self::DnsBudget => "dnsBudget",
             Self::Pipelined => "pipelined",
             Self::BeforeStart => "headBeforeStart",
+            Self::SearchBudget => "searchBudget",
         }
     }
 }

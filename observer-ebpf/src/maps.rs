@@ -30,8 +30,8 @@ pub static CGROUPS: HashMap<u64, u64> = HashMap::with_max_entries(MAX_SOURCES, 0
 #[map]
 pub static PROXY_UIDS: HashMap<u32, u64> = HashMap::with_max_entries(MAX_PROXY_UIDS, 0);
 
-/// By cookie of a socket that has no search, its edge: connected before the programs were there, or long-lived and not the first
-/// of its tick. Written by user space.
+/// By cookie of a socket that has no search, its edge: connected before the programs were there, or long-lived and beyond
+/// [`SEARCHED_CONNECTS`](sidescope_common::SEARCHED_CONNECTS). Written by user space.
 #[map]
 pub static OLDER: HashMap<u64, EdgeKey> = HashMap::with_max_entries(MAX_OLDER, BPF_F_NO_PREALLOC);
 
@@ -105,20 +105,32 @@ pub struct Search {
     pub copied: u32,
     /// Number of the request on this socket.
     pub request: u32,
-    /// Millisecond of the last request that was looked at.
+    /// Millisecond of the last packet that was looked at.
     pub last_look: u32,
-    /// Requests in a row whose host was known; on a socket whose beginning was not seen, also packets without a request.
-    pub known: u32,
+    /// What the last request looked like; nothing, if its host was not known.
+    pub look: Look,
     /// One of [`phase`].
     pub phase: u32,
-    /// The last four bytes that were handed on of an HTTP/1 head.
+    /// The last four bytes that were handed on of an HTTP/1 head. Not 0 before anything else was sent: there were empty lines.
     pub tail: u32,
     /// The local address was noted: see [`crate::source::note_address`].
     pub noted: bool,
     /// What was sent before on this connection was not seen.
     pub older: bool,
-    pub reserved: [u8; 2],
+    pub reserved: [u8; 6],
     pub http2: http2::Walk,
+}
+
+/// By what a request is known again that is like the one before it: where its host stands, and what stands there.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct Look {
+    /// A hash of what stands there; 0: nothing is known.
+    pub print: u64,
+    /// Where in the packet's payload it begins.
+    pub at: u32,
+    /// Length of the payload.
+    pub len: u32,
 }
 
 /// A socket that asks a DNS server.
@@ -146,6 +158,8 @@ pub mod phase {
     pub const DONE: u32 = 5;
     /// The host of an HTTP/1 head is known and its end has not come: another request may follow it in a later packet.
     pub const REST: u32 = 6;
+    /// The connection began with something else; TLS may begin behind it.
+    pub const OTHER: u32 = 7;
 }
 
 #[inline(always)]

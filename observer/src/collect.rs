@@ -152,7 +152,7 @@ impl Collector {
             Outcome::Host(host) => self.told(event.key, Told::Host(host)),
             // Later pieces of a head whose host has been told come to this as well, and only first ones say it of themselves.
             Outcome::NoName if event.offset == 0 => self.told(event.key, Told::Unnamed),
-            Outcome::NoName | Outcome::Waiting => {}
+            Outcome::NoName | Outcome::NoRequest | Outcome::Waiting => {}
             Outcome::Unreadable(why) => self.unreadable(event.key, why),
         }
     }
@@ -483,7 +483,10 @@ mod tests {
             first_ns: 1,
             last_ns: 2,
             connects,
-            settled_tick: 0,
+            tick: 0,
+            spent: 0,
+            names: 0,
+            reserved: 0,
             window: 0,
             heads: 0,
             flags,

@@ -76,11 +76,20 @@ pub struct Cluster {
 impl Cluster {
     /// Starts one and waits until it is ready. Sweeps what clusters have left whose owner is gone.
     pub fn start(parts: Parts) -> Result<Self> {
+        Self::start_with(parts, None)
+    }
+
+    /// The same, where the API server logs all requests of a user into [`Self::audit_log`].
+    pub fn start_audited(parts: Parts, user: &str) -> Result<Self> {
+        Self::start_with(parts, Some(user))
+    }
+
+    fn start_with(parts: Parts, audited: Option<&str>) -> Result<Self> {
         let inner = signals::register(Inner::claim)?;
         // Made before anything runs, so that its drop ends it also when something fails here.
         let starting = Starting { inner };
         let cluster = starting
-            .start(parts)
+            .start(parts, audited)
             .with_context(|| format!("cannot start the cluster {}", starting.inner.id))?;
         std::mem::forget(starting);
         Ok(cluster)
@@ -99,6 +108,11 @@ impl Cluster {
     /// The file that an administrator's kubectl takes.
     pub fn kubeconfig(&self) -> PathBuf {
         self.inner.dir.join(control_plane::KUBECONFIG)
+    }
+
+    /// Where the API server logs the requests of the user that it audits.
+    pub fn audit_log(&self) -> PathBuf {
+        self.inner.dir.join(control_plane::AUDIT_LOG)
     }
 
     /// The administrator's way to the API, for a client in a runtime of one's own.
@@ -214,14 +228,14 @@ impl Drop for Starting {
 }
 
 impl Starting {
-    fn start(&self, parts: Parts) -> Result<Cluster> {
+    fn start(&self, parts: Parts, audited: Option<&str>) -> Result<Cluster> {
         let inner = Arc::clone(&self.inner);
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let runtime = runtime.context("cannot start the asynchronous runtime")?;
         let handle = runtime.handle();
         let admin = certificates::make(&inner.dir)?;
         let etcd = control_plane::start_etcd(&inner, handle)?;
-        let apiserver = control_plane::start_apiserver(&inner, handle, etcd, parts)?;
+        let apiserver = control_plane::start_apiserver(&inner, handle, etcd, parts, audited)?;
         let kubeconfig = admin.kubeconfig(apiserver.port);
         let text = serde_json::to_string_pretty(&kubeconfig)?;
         inner.write(control_plane::KUBECONFIG, &text)?;

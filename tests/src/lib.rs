@@ -16,7 +16,9 @@ pub mod dial;
 pub mod dns;
 pub mod existing;
 pub mod inventory;
+pub mod scale;
 pub mod tcp;
+mod usage;
 pub mod wait;
 
 pub use bed::{Bed, Host, Proc, Service, ServicePort};

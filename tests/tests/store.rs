@@ -229,6 +229,7 @@ fn largest(ledger: &mut Ledger, workload: &WorkloadRef) -> Result<()> {
             address,
             port: 65_535,
             hosts: BTreeSet::new(),
+            host_unknown: true,
             reason: UnresolvedReason::AmbiguousAddress,
             connects: u64::MAX,
         };

