@@ -99,7 +99,6 @@ impl Watches {
                 What::There(_) | What::Gone(_) | What::Unreadable(_) => {}
             }
             let _known = take(&mut self.registry, told.clone());
-            self.registry.settle(now());
             if done(self, &told) {
                 return Ok(told);
             }
