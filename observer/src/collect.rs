@@ -1,6 +1,8 @@
 //! Gathers what the kernel reports: edges, their hosts, and what was lost. Pure; bounded by the size of the kernel's edge set
 //! and by [`MAX_EXISTING`].
 
+mod observed;
+
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::mem;
@@ -13,6 +15,7 @@ use crate::heads::{Heads, Outcome, Unreadable};
 use crate::losses::{Hit, Loss};
 use crate::model::names::Host;
 use crate::sockets::Socket;
+pub use observed::{Changed, MAX_CHANGED, Observed};
 
 /// Most hosts that are kept of one edge. More than that is a proxy or a scanner: the edge counts as incomplete.
 pub const MAX_HOSTS_PER_EDGE: usize = 256;
@@ -21,73 +24,8 @@ pub const MAX_HOSTS_PER_EDGE: usize = 256;
 const MAX_NAMES_PER_EDGE: usize = 8;
 /// Most edges that are known only from connections that were open before, as many as the kernel's own set holds.
 pub const MAX_EXISTING: usize = sidescope_common::DEFAULT_EDGES as usize;
-/// Most edges that are known to have changed since somebody asked.
-pub const MAX_CHANGED: usize = 8_192;
 /// Most proxies of pods with user namespaces of their own that are known; more pods than a machine has in weeks.
 pub const MAX_PROXIES: usize = 16_384;
-
-/// What is known of one edge.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Observed {
-    /// Connects.
-    pub connects: u64,
-    /// Time of the first connect, or when a connection that is older was first listed; nanoseconds of CLOCK_MONOTONIC.
-    pub first_ns: u64,
-    /// Time of the last connect that is known; the same clock.
-    pub last_ns: u64,
-    /// Those of them that are not in the kernel's own set, but in that of other programs.
-    pub elsewhere: u64,
-    /// Hosts that its requests named.
-    pub hosts: BTreeSet<Host>,
-    /// There was a request whose host is not known.
-    pub host_unknown: bool,
-    /// There was a request that named no host, or an address in its place.
-    pub unnamed: bool,
-    /// Names by which a DNS server had told the namespace this address when it was connected to.
-    pub names: BTreeSet<Host>,
-    /// Time of the last connect that was looked up in DNS answers; nanoseconds of CLOCK_MONOTONIC.
-    pub looked_up: u64,
-    /// When a connection of it was last among the open ones; the same clock.
-    pub listed: u64,
-    /// A connection of it was open when the sockets were last listed and it was among them. Without a connect this connection is
-    /// older than the watch.
-    pub existing: bool,
-    /// Some connection of it has no search for hosts in the kernel, unless that was told of it.
-    pub unsearched: bool,
-}
-
-impl Observed {
-    /// There was a connect, or a connection is open, at this time.
-    fn used_at(&mut self, first_ns: u64, last_ns: u64) {
-        self.first_ns = if self.first_ns == 0 { first_ns } else { self.first_ns.min(first_ns) };
-        self.last_ns = self.last_ns.max(last_ns);
-    }
-}
-
-/// Edges of which something is new.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Changed {
-    /// These.
-    pub edges: HashSet<EdgeKey>,
-    /// There were more than [`MAX_CHANGED`]: any may be one.
-    pub beyond: bool,
-}
-
-impl Changed {
-    /// One more.
-    pub fn add(&mut self, key: EdgeKey) {
-        if self.edges.len() < MAX_CHANGED || self.edges.contains(&key) {
-            self.edges.insert(key);
-        } else {
-            self.beyond = true;
-        }
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.edges.is_empty() && !self.beyond
-    }
-}
 
 /// What a request told.
 enum Told {

@@ -1,29 +1,27 @@
 //! Watching the kernel: what `observe` and `agent` have in common. Holds the loop; decides nothing.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use sidescope_common::{Counter, EdgeKey, EdgeState, loss_time};
+use sidescope_common::{Counter, EdgeKey, EdgeState};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use crate::binding::Bindings;
-use crate::cgroup;
-use crate::collect::{Collector, address};
+use crate::collect::Collector;
 use crate::living::Living;
-use crate::losses::Hit;
 use crate::namespaces::Part;
 use crate::older::{Older, Sight};
-use crate::outbox::Whose;
 use crate::probes::{Event, Malformed, ProbeError, Probes, Settings, now_ns};
 use crate::scan::{By, Found, ScanError, What};
 use crate::sockets::Socket;
 use crate::sources::{Name, Sources};
 
 mod gone;
+mod losses;
 mod proxies;
 mod scans;
 mod stop;
+mod whose;
 
 use proxies::Pods;
 use scans::Scans;
@@ -215,31 +213,6 @@ impl Watch {
         self.looked_ns
     }
 
-    /// Begins to find out whose these edges are, as far as that is not known and nobody is at it: it need not wait for the next second.
-    ///
-    /// # Errors
-    /// When the kernel refuses to read its maps.
-    pub fn look_for(&mut self, edges: impl IntoIterator<Item = EdgeKey>) -> Result<(), ProbeError> {
-        let now = now_ns();
-        let mut lacking = Vec::new();
-        for key in edges {
-            self.living.notice(key.netns, now);
-            if self.sources.lacks(key.netns) {
-                lacking.push(key.netns);
-            }
-        }
-        if !self.scans.are_news(lacking) {
-            return Ok(());
-        }
-        if self.scans.are_done_by_nobody() { self.take_sources() } else { self.scan_if_due(true) }
-    }
-
-    /// Whose network namespace it is, as far as is known.
-    pub fn whose(&self, netns: u64) -> Whose {
-        let addresses = self.sources.addresses(netns).into_iter().flatten().copied().collect();
-        Whose { pod: self.bindings.pod(netns).cloned(), addresses }
-    }
-
     /// Namespaces that are gone, as far as it is known.
     pub fn gone(&self) -> impl Iterator<Item = u64> {
         self.living.gone()
@@ -289,30 +262,6 @@ impl Watch {
         self.collector.close(&self.living.gone().collect());
         self.take_sources()?;
         self.sweep_proxies()
-    }
-
-    /// What the programs know of the namespaces.
-    fn take_sources(&mut self) -> Result<(), ProbeError> {
-        let now = now_ns();
-        for (source, local) in self.probes.sources()? {
-            self.sources.add_local(source.netns, address(local.addr));
-            self.living.notice(source.netns, now);
-        }
-        // Last, because a program may have left its cgroup since it connected.
-        let (mut pods, has_homes) = (None, self.sources.has_homes());
-        for (netns, cgroup) in self.probes.cgroups()? {
-            if has_homes {
-                self.sources.add_by_home(netns, cgroup);
-            }
-            if !self.bindings.knows(netns) {
-                // Where it cannot be read, nobody knows.
-                let pods = pods.get_or_insert_with(|| cgroup::pods(&self.cgroup).unwrap_or_default());
-                if let Some(pod) = pods.get(&cgroup) {
-                    self.bindings.connected(netns, pod);
-                }
-            }
-        }
-        Ok(())
     }
 
     fn take_part(&mut self, what: What, part: Part) -> Result<(), ProbeError> {
@@ -393,48 +342,6 @@ impl Watch {
         self.end_scan().await?;
         self.scan_if_due(true)?;
         self.end_scan().await
-    }
-
-    /// Which network namespaces the losses have hit.
-    ///
-    /// # Errors
-    /// When the kernel refuses to read its map.
-    pub fn hit(&self) -> Result<Hit, ProbeError> {
-        let mut hit = self.collector.hit().clone();
-        for (netns, causes) in self.probes.losses()? {
-            hit.note_causes(netns, &causes, 0);
-        }
-        Ok(hit)
-    }
-
-    /// Those that losses have hit since `since_ns`, nanoseconds of CLOCK_MONOTONIC, and since this was last called. One of the second in
-    /// which that was may come again.
-    ///
-    /// # Errors
-    /// When the kernel refuses to read its map.
-    pub fn hit_since(&mut self, since_ns: u64) -> Result<Hit, ProbeError> {
-        let losses = self.probes.losses()?;
-        let mut hit = self.collector.take_new_hit();
-        for (netns, causes) in losses {
-            hit.note_causes(netns, &causes, loss_time(since_ns));
-        }
-        Ok(hit)
-    }
-
-    /// What was lost, in the kernel and here; only causes that occurred.
-    ///
-    /// # Errors
-    /// When the kernel refuses to read its counters.
-    pub fn losses(&self) -> Result<BTreeMap<String, u64>, ProbeError> {
-        let mut losses: BTreeMap<String, u64> =
-            self.collector.losses().iter().map(|(loss, count)| (loss.name().to_owned(), *count)).collect();
-        for counter in Counter::ALL.into_iter().filter(|counter| counter.is_loss()) {
-            let count = self.probes.counter(counter)?;
-            if count > 0 {
-                losses.insert(counter.name().to_owned(), count);
-            }
-        }
-        Ok(losses)
     }
 }
 
