@@ -7,9 +7,10 @@ use anyhow::{Context, Result};
 use sidescope::election::Leader;
 use sidescope::model::time::Time;
 use sidescope::wire::Coverage;
-use sidescope_tests::{Cmd, Host, wait_for};
+use sidescope_tests::{Cmd, Host, Proc, wait_for};
 
 use crate::aggregator::{Aggregator, now};
+use crate::gone::{delete, edges, tells_cookies};
 use crate::scene::{Agent, SOON, Scene};
 
 const CLIENT: &str = "c-1";
@@ -22,8 +23,8 @@ fn scene() -> Result<Scene> {
     Ok(scene)
 }
 
-fn sandbox(pod: &Host) -> Result<()> {
-    pod.spawn(&Cmd::new("sleep").arg("3600")).map(drop)
+fn sandbox(pod: &Host) -> Result<Proc> {
+    pod.spawn(&Cmd::new("sleep").arg("3600"))
 }
 
 /// An agent that watches, and reports; the pods' connections that are older are listed.
@@ -165,6 +166,41 @@ fn what_was_not_acknowledged_is_sent_again_in_its_order() -> Result<()> {
     let unacknowledged = &sent[before.len() - 1..];
     assert!(again.starts_with(unacknowledged), "{sent:?} {again:?}");
     assert!(again.windows(2).all(|two| two[1].1 == two[0].1 + 1), "{again:?}");
+    scene.bed.end()
+}
+
+#[test]
+fn what_a_pod_that_is_gone_has_left_stays_until_it_is_acknowledged() -> Result<()> {
+    if !tells_cookies()? {
+        return Ok(());
+    }
+    let (scene, mut aggregator) = (scene()?, Aggregator::start()?);
+    let agent = agent(&scene, &aggregator, &[])?;
+    aggregator.acknowledge(false);
+    let pod = scene.bed.add_pod("podg-1")?;
+    pod.unroute("203.0.113.0/24")?;
+    let process = sandbox(&pod)?;
+    let edge = scene.connect_from(&pod, 1)?;
+    aggregator.wait_for_edges(&agent, &[edge])?;
+    process.kill();
+    delete(&pod)?;
+    // The scan that a new pod brings misses the one that is gone.
+    let next = scene.bed.add_pod("podn-1")?;
+    next.unroute("203.0.113.0/24")?;
+    sandbox(&next)?;
+    let other = scene.connect_from(&next, 2)?;
+    aggregator.wait_for_edges(&agent, &[other])?;
+    let is_there =
+        || Ok::<_, anyhow::Error>(edges(&scene)?.iter().any(|key| key.addr[12..] == [203, 0, 113, 1]));
+    assert!(is_there()?, "{}", agent.process.log()?);
+    aggregator.go();
+    aggregator.acknowledge(true);
+    aggregator.come()?;
+    let gone = wait_for("the end of what is kept of the pod", SOON, || {
+        agent.process.must_run()?;
+        Ok((!is_there()?).then_some(()))
+    });
+    gone.with_context(|| agent.process.log().unwrap_or_default())?;
     scene.bed.end()
 }
 
