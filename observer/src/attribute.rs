@@ -92,7 +92,15 @@ pub fn attribute(index: &MeshIndex<'_>, flows: &[Flow], watched: &BTreeMap<Workl
 struct Collected {
     dependencies: BTreeMap<(Host, Namespace), BTreeMap<u16, PortUse>>,
     direct: BTreeMap<(WorkloadRef, IpAddr, u16), DirectCall>,
-    unresolved: BTreeMap<(IpAddr, u16, UnresolvedReason), (BTreeSet<Host>, u64)>,
+    unresolved: BTreeMap<(IpAddr, u16, UnresolvedReason), NoPlace>,
+}
+
+/// What is known of a destination that has no place in the mesh.
+#[derive(Default)]
+struct NoPlace {
+    hosts: BTreeSet<Host>,
+    host_unknown: bool,
+    connects: u64,
 }
 
 /// Uses of services, by host, namespace and port.
@@ -118,38 +126,6 @@ impl Finding<'_> {
         self.unresolved == other.unresolved
             && called(self) == called(other)
             && self.uses.keys().eq(other.uses.keys())
-    }
-
-    /// The same as part of a graph.
-    pub fn to_graph(&self, flow: &Flow) -> (WorkloadNode, Option<Unresolved>) {
-        let mut dependencies: Vec<Dependency> = Vec::new();
-        for ((host, namespace, port), port_use) in &self.uses {
-            match dependencies.last_mut().filter(|last| last.host == **host && last.namespace == **namespace)
-            {
-                Some(last) => drop(last.ports.insert(*port, port_use.clone())),
-                None => dependencies.push(Dependency {
-                    host: Host::clone(host),
-                    namespace: Namespace::clone(namespace),
-                    ports: BTreeMap::from([(*port, port_use.clone())]),
-                }),
-            }
-        }
-        let node = WorkloadNode {
-            workload: flow.source.clone(),
-            pods: Pods::default(),
-            dependencies,
-            losses: BTreeSet::new(),
-            direct: self.direct.iter().cloned().collect(),
-        };
-        let unresolved = self.unresolved.map(|reason| Unresolved {
-            workload: flow.source.clone(),
-            address: flow.address.to_canonical(),
-            port: flow.port,
-            hosts: self.unknown_hosts.clone(),
-            reason,
-            connects: flow.connects,
-        });
-        (node, unresolved)
     }
 }
 
@@ -246,9 +222,10 @@ impl Collected {
         }
         if let Some(reason) = found.unresolved {
             let key = (address, flow.port, reason);
-            let (hosts, connects) = self.unresolved.entry(key).or_default();
-            hosts.extend(found.unknown_hosts);
-            *connects = connects.saturating_add(flow.connects);
+            let known = self.unresolved.entry(key).or_default();
+            known.hosts.extend(found.unknown_hosts);
+            known.host_unknown |= flow.host_unknown;
+            known.connects = known.connects.saturating_add(flow.connects);
         }
         for ((host, namespace, port), port_use) in found.uses {
             let key = (host.clone(), namespace.clone());
@@ -263,13 +240,14 @@ impl Collected {
     fn unresolved_of(&self, workload: &WorkloadRef) -> Vec<Unresolved> {
         let unresolved = self.unresolved.iter();
         unresolved
-            .map(|((address, port, reason), (hosts, connects))| Unresolved {
+            .map(|((address, port, reason), known)| Unresolved {
                 workload: workload.clone(),
                 address: *address,
                 port: *port,
-                hosts: hosts.clone(),
+                hosts: known.hosts.clone(),
+                host_unknown: known.host_unknown,
                 reason: *reason,
-                connects: *connects,
+                connects: known.connects,
             })
             .collect()
     }

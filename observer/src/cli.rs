@@ -1,5 +1,7 @@
 //! The command line.
 
+mod report_to;
+
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,6 +12,7 @@ use sidescope_common::{DEFAULT_EDGES, DEFAULT_RING_BYTES};
 use crate::model::names::{Namespace, ObjectName};
 use crate::scan::By;
 use crate::scanner::Client;
+pub use report_to::ReportTo;
 
 /// Watches what the workloads of an Istio mesh connect to, and writes their Sidecar resources.
 #[derive(Debug, Parser)]
@@ -30,7 +33,7 @@ pub enum Command {
     Observe(Observe),
     /// Watch this machine's workloads for as long as it runs, and record what they connect to even while it does not.
     ///
-    /// Prints JSON lines: one for each edge (network namespace, user, destination) that is new or has changed, once a second, and the
+    /// Reports to an aggregator with `--aggregator`. Without it this prints JSON lines: one for each edge (network namespace, user, destination) that is new or has changed, once a second, and the
     /// losses by cause when they change: those since the last such line of the agent before it. Kernel programs and maps are pinned in a BPF file system: they stay when this ends, by SIGTERM,
     /// SIGINT or otherwise, and the next agent goes on with them. `--purge` removes them.
     ///
@@ -91,13 +94,20 @@ pub struct Agent {
     pub bpffs: PathBuf,
     /// Instead of watching, remove all that agents have left in the kernel: programs, maps and folders, of every version. Where there is
     /// no BPF file system, that is an error: it may be elsewhere
-    #[arg(long, conflicts_with_all = ["cgroup", "edges", "ring_bytes", "scanner"])]
+    #[arg(long, conflicts_with_all = ["cgroup", "edges", "ring_bytes", "scanner", "aggregator", "node"])]
     pub purge: bool,
     /// Who enters the network namespaces of the pods, which takes SYS_ADMIN and SYS_PTRACE: the `sidescope scanner` at this socket, or
     /// with `none` nobody (connections from before the programs are missing then, pods are known by their connections' own
     /// address, and what the proxy of a pod with `hostUsers: false` does counts as its workload's); without it this process
     #[arg(long, value_name = "PATH|none", value_parser = by)]
     pub scanner: Option<By>,
+    /// Whom to tell what is learnt
+    #[command(flatten)]
+    pub report_to: ReportTo,
+    /// Name of this node in Kubernetes: watch its pods there, to know which are on the host's network and which user their proxy is where
+    /// that is not 1337. Without it the variable NODE_NAME tells; if nothing does, pods are not watched
+    #[arg(long, value_name = "NAME")]
+    pub node: Option<ObjectName>,
     /// What to watch, and with which sizes
     #[command(flatten)]
     pub kernel: Kernel,
@@ -221,8 +231,11 @@ mod tests {
 
     #[test]
     fn the_commands_in_the_readme_are_ones_that_it_takes() {
-        let lines =
-            include_str!("../../README.md").lines().filter_map(|line| line.strip_prefix("sudo sidescope "));
+        let texts = [include_str!("../../README.md"), include_str!("../../docs/aggregator.md")];
+        let lines = texts
+            .iter()
+            .flat_map(|text| text.lines())
+            .filter_map(|line| line.strip_prefix("sudo ").unwrap_or(line).strip_prefix("sidescope "));
         let mut kinds = std::collections::BTreeSet::new();
         for line in lines {
             let words =
@@ -235,7 +248,7 @@ mod tests {
                 Command::Aggregator(_) => "aggregator",
             });
         }
-        assert_eq!(kinds.into_iter().collect::<Vec<_>>(), ["agent", "observe", "scanner"]);
+        assert_eq!(kinds.into_iter().collect::<Vec<_>>(), ["agent", "aggregator", "observe", "scanner"]);
     }
 
     #[test]

@@ -3,11 +3,13 @@
 //! Objects come and go as watches tell it, each with the time at which it was seen. What is gone is remembered for a while, because
 //! what agents tell comes late: an event is resolved with what was true then.
 
+mod configuration;
 mod endpoints;
 mod kinds;
 mod pods;
 mod services;
 mod told;
+mod unreadable;
 mod view;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -19,12 +21,15 @@ use crate::model::time::{Span, Time};
 use crate::objects::Object;
 use crate::services::WrongField;
 use crate::workloads::{Controllers, reference_of};
+pub use configuration::{Configuration, Kept};
 use endpoints::Endpoints;
 pub use kinds::{Kind, ObjectKey, Watched};
 use pods::Pods;
 pub use pods::Stay;
 use services::Services;
-pub use told::{Told, Unreadable, Unreadables, What, take};
+pub use told::{Told, What, take};
+pub use unreadable::Unreadable;
+use unreadable::Unreadables;
 pub use view::{NoSource, Source, View};
 
 /// How long after something happened a watch tells of it, in milliseconds, as long as it works: the kubelet reports a pod's address
@@ -64,7 +69,9 @@ pub struct Registry {
     services: Services,
     endpoints: Endpoints,
     namespaces: HashMap<Namespace, (Arc<Labels>, u32)>,
-    /// Since when all watches tell all, as far as that was noticed; `None`: one does not.
+    configuration: Configuration,
+    unreadable: Unreadables,
+    /// Since when [`Self::is_synced`] has held, as far as that was noticed; `None`: it does not.
     synced_since: Option<Time>,
 }
 
@@ -89,6 +96,8 @@ impl Registry {
             services: Services::default(),
             endpoints: Endpoints::default(),
             namespaces: HashMap::new(),
+            configuration: Configuration::default(),
+            unreadable: Unreadables::default(),
             synced_since: None,
         }
     }
@@ -141,6 +150,13 @@ impl Registry {
             Watched::WorkloadEntry(entry) => {
                 self.services.apply_workload_entry(entry, seen, self.watches[&Kind::WorkloadEntry].listing);
             }
+            object => {
+                let listing = self.watches[&object.kind()].listing;
+                if let Watched::VirtualService(object) = &object {
+                    self.services.apply_virtual_service(object, seen, listing);
+                }
+                self.configuration.apply(object, listing)?;
+            }
         }
         Ok(())
     }
@@ -177,6 +193,13 @@ impl Registry {
             }
             Watched::WorkloadEntry(entry) => {
                 self.services.remove_workload_entry(&ObjectKey::of(&entry.metadata), seen);
+            }
+            object => {
+                let key = ObjectKey::of(object.metadata());
+                if object.kind() == Kind::VirtualService {
+                    self.services.remove_virtual_service(&key, seen);
+                }
+                self.configuration.remove(object.kind(), &key);
             }
         }
     }
@@ -218,7 +241,14 @@ impl Registry {
                     self.controllers.remove(&controller, seen.latest());
                 }
             }
+            kind => {
+                if kind == Kind::VirtualService {
+                    self.services.end_list_of_virtual_services(listing, seen);
+                }
+                self.configuration.end_list(kind, listing);
+            }
         }
+        self.unreadable.end_list(kind, listing);
     }
 
     /// The watch of a kind does not tell anything for now.
@@ -232,8 +262,10 @@ impl Registry {
     }
 
     fn watch(&mut self, kind: Kind) -> &mut Watch {
-        // Whoever goes on after an interruption, however short, has first to tell what he missed.
-        self.synced_since = None;
+        if kind.bears_on_attribution() {
+            // Whoever goes on after an interruption, however short, has first to tell what he missed.
+            self.synced_since = None;
+        }
         self.watches.get_mut(&kind).expect("every kind has its watch from the start")
     }
 
@@ -277,6 +309,30 @@ impl Registry {
         self.namespaces.get(name).map(|(labels, _)| &**labels)
     }
 
+    /// Istio's and the Gateway API's objects that plans are made from.
+    pub fn configuration(&self) -> &Configuration {
+        &self.configuration
+    }
+
+    /// The objects that are there and make no sense: what they say is not known.
+    pub fn unreadable(&self) -> impl Iterator<Item = &Unreadable> {
+        self.unreadable.iter()
+    }
+
+    /// Whether there are, or were, more of them than are remembered.
+    pub fn has_more_unreadable(&self) -> bool {
+        self.unreadable.has_more()
+    }
+
+    fn note(&mut self, unreadable: Unreadable) -> Result<(), Unreadable> {
+        let listing = self.watches[&unreadable.kind].listing;
+        if self.unreadable.add(&unreadable, listing) { Err(unreadable) } else { Ok(()) }
+    }
+
+    fn readable(&mut self, kind: Kind, namespace: &str, name: &str) {
+        self.unreadable.remove(kind, namespace, name);
+    }
+
     /// What there is now, in the form that plans are made from.
     pub fn mesh(&self) -> Mesh {
         let mut mesh = Mesh {
@@ -290,9 +346,10 @@ impl Registry {
         mesh
     }
 
-    /// Whether all watches have told all, and go on telling.
+    /// Whether all watches that bear on who calls whom have told all, and go on telling.
     pub fn is_synced(&self) -> bool {
-        self.watches.values().all(|watch| watch.synced)
+        let mut bearing = self.watches.iter().filter(|(kind, _)| kind.bears_on_attribution());
+        bearing.all(|(_, watch)| watch.synced)
     }
 
     /// The stays of pods of which something has become known since this was last asked.

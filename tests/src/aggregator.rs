@@ -208,7 +208,7 @@ impl Scene {
             let map = self.cluster.run(maps.get_opt(&name)).ok().flatten();
             Ok(map.and_then(|map| map.data?.remove("ca.crt")))
         })?;
-        let path = self.cluster.dir().join("ca.crt");
+        let path = self.cluster.dir().join("aggregator-ca.crt");
         fs::write(&path, bundle).context("cannot write the authorities")?;
         Ok(path)
     }

@@ -29,6 +29,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
+use serde_json::json;
 use tokio::runtime::{Handle, Runtime};
 
 pub use background::{down, hold, status, up};
@@ -43,6 +44,7 @@ use component::Component;
 use control_plane::Apiserver;
 use data::Inner;
 use istio::Istiod;
+use local::Local;
 
 /// How long a component may take until it is ready, on a machine that does much else.
 const READY: Duration = Duration::from_secs(120);
@@ -153,6 +155,16 @@ impl Cluster {
     pub fn restart_apiserver(&self) -> Result<()> {
         self.kill_apiserver();
         self.start_apiserver()
+    }
+
+    /// Lets etcd forget whatever is not the latest. The API server may still have some of it in its memory, until it is restarted.
+    pub fn forget_history(&self) -> Result<()> {
+        let etcd = Local::new(self.handle(), "http", self.apiserver.etcd)?;
+        // Any key will do; this is a zero byte in base64.
+        let found = etcd.ask("/v3/kv/range", &json!({"key": "AA==", "keys_only": true}))?;
+        let revision = &found["header"]["revision"];
+        etcd.ask("/v3/kv/compaction", &json!({"revision": revision, "physical": true}))?;
+        Ok(())
     }
 
     /// Starts istiod with a mesh of one's own, in a cluster without one.

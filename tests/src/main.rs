@@ -159,12 +159,15 @@ enum Command {
         /// Wait after the first piece until something is written to this FIFO
         #[arg(long)]
         pause: Option<PathBuf>,
+        /// Have the kernel add a hop-by-hop header to each packet (IPv6)
+        #[arg(long)]
+        hop_by_hop: bool,
     },
     /// Connect to a sink over and over as fast as it goes, each time with a request: for one host for so many milliseconds, then for
     /// another one so many times. Prints how many connections there were
     #[command(hide = true)]
     Knock { address: SocketAddr, first: String, milliseconds: u64, second: String, times: u64 },
-    /// Knock for a host for so many milliseconds, then open connections at once, and when something is written to the FIFO send a request
+    /// Name a host, connect for so many milliseconds, then open connections at once, and when something is written to the FIFO send a request
     /// for another host on each
     #[command(hide = true)]
     Pool { address: SocketAddr, first: String, milliseconds: u64, count: usize, pause: PathBuf },
@@ -279,8 +282,9 @@ fn run(command: Command) -> Result<()> {
         Command::Keep { listen, each, addresses } => existing::keep(listen, each, &addresses),
         Command::Look { cgroup } => existing::look(&cgroup),
         Command::Sink { port } => tcp::sink(port),
-        Command::Send { address, cuts, input, pause } => {
-            tcp::send(address, &cuts, input.as_deref(), pause.as_deref())
+        Command::Send { address, cuts, input, pause, hop_by_hop } => {
+            let options = tcp::Options { cuts: &cuts, pause: pause.as_deref(), hop_by_hop };
+            tcp::send(address, input.as_deref(), &options)
         }
         Command::Knock { address, first, milliseconds, second, times } => {
             tcp::knock(address, (&first, Duration::from_millis(milliseconds)), (&second, times))

@@ -16,7 +16,7 @@ use crate::desk::{Counts, Listed, Tally};
 use crate::election::Leader;
 use crate::ledger::{Ledger, Settings};
 use crate::model::time::Time;
-use crate::registry::{Registry, Told, Unreadables, take};
+use crate::registry::{Registry, Told, take};
 use crate::store::{Loaded, Store};
 use crate::transport::Delivery;
 use crate::transport::counts::Counts as Refused;
@@ -44,7 +44,6 @@ pub(super) struct Core {
     client: Client,
     settings: Settings,
     registry: Registry,
-    unreadables: Unreadables,
     role: Role,
     since: Time,
     is_ready: bool,
@@ -84,7 +83,6 @@ impl Core {
             client,
             settings,
             registry: Registry::new(now),
-            unreadables: Unreadables::default(),
             role: Role::Follows,
             since: now,
             is_ready: false,
@@ -145,9 +143,7 @@ impl Core {
 
     fn take_over(&mut self, told: &mut Vec<Told>) {
         for told in told.drain(..) {
-            if let Err(unreadable) = take(&mut self.registry, told)
-                && self.unreadables.note(&unreadable)
-            {
+            if let Err(unreadable) = take(&mut self.registry, told) {
                 warn!("{unreadable}");
             }
         }
@@ -187,6 +183,8 @@ impl Core {
             Role::Leads(leading) => leading.work(&mut self.registry, now),
             Role::Follows | Role::Loads(_) => {
                 self.registry.settle(now);
+                // A desk begins with all of them.
+                drop(self.registry.changed_stays());
                 false
             }
         };

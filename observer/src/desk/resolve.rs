@@ -1,17 +1,21 @@
 //! What a part of a batch says: which pod connected, to what, and in whose record that belongs.
 
+use std::collections::BTreeSet;
+use std::mem;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use super::open::{Key, Open};
 use super::tally::{Listed, Reason, Tally};
 use crate::attribute::{Finding, Flow, find};
 use crate::coverage::Coverage;
-use crate::ledger::{Ledger, Seen};
+use crate::ledger::{Account, Ledger, Seen};
 use crate::model::dependencies::SeenBy;
-use crate::model::graph::UnresolvedReason;
+use crate::model::graph::{Unresolved, UnresolvedReason};
 use crate::model::names::{ObjectName, PodUid, WorkloadRef};
 use crate::model::time::{Span, Time};
 use crate::registry::{NoSource, Registry};
+use crate::service_index::{Destination, Lookup as _};
 use crate::wire::{Coverage as Watched, Edge, Source};
 
 /// What a batch tells of one network namespace, or what of that is not decided yet.
@@ -56,13 +60,16 @@ impl Books {
         let look = Look { registry, now, is_last };
         // A pod that is named is the same at any time; one that is found by its addresses is not.
         let named = part.source.pod.is_some().then(|| caller(registry, part, Span::at(now)));
-        let mut edges = std::mem::take(&mut part.source.edges);
+        let mut flow =
+            named.as_ref().and_then(|named| named.as_ref().ok()).map(|caller| flow_of(caller.workload));
+        let mut edges = mem::take(&mut part.source.edges);
         edges.retain_mut(|edge| {
-            let result = match &named {
-                Some(Ok(caller)) => self.put_down(part, caller, edge, look),
-                Some(Err(cannot)) => Err(*cannot),
-                None => caller(registry, part, edge.last)
-                    .and_then(|caller| self.put_down(part, &caller, edge, look)),
+            let result = match (&named, &mut flow) {
+                (Some(Ok(caller)), Some(flow)) => self.put_down(part, caller, flow, edge, look),
+                (Some(Err(cannot)), _) => Err(*cannot),
+                _ => caller(registry, part, edge.last).and_then(|caller| {
+                    self.put_down(part, &caller, &mut flow_of(caller.workload), edge, look)
+                }),
             };
             let waits = self.waits(part, Some(edge), result, look);
             self.tally.counts.edges += u64::from(!waits);
@@ -71,7 +78,7 @@ impl Books {
         part.source.edges = edges;
         // Not before its edges: who hears that a time was watched takes what he did not hear of for not there.
         if part.source.edges.is_empty() {
-            let mut coverage = std::mem::take(&mut part.source.coverage);
+            let mut coverage = mem::take(&mut part.source.coverage);
             coverage.retain(|watched| {
                 let caller = caller(registry, part, Span::at(watched.until));
                 let result = caller.map(|caller| self.watched(part.batch, &caller, watched, now));
@@ -102,20 +109,21 @@ impl Books {
         false
     }
 
-    /// An edge of a caller who is known.
+    /// An edge of a caller who is known. `flow` is one of his, and becomes that of the edge.
     fn put_down(
         &mut self,
         part: &Part,
         caller: &Caller<'_>,
+        flow: &mut Flow,
         edge: &mut Edge,
         look: Look<'_>,
     ) -> Result<(), Cannot> {
-        let flow = flow_of(caller.workload, edge);
+        become_that_of(flow, edge);
         let registry = look.registry;
         let (first, last) = (registry.view(edge.first), registry.view(edge.last));
-        let found_last = find(&last, &flow);
+        let found_last = find(&last, flow);
         let is_one = edge.first == edge.last || edge.connects == 1;
-        let found_first = (!is_one).then(|| find(&first, &flow));
+        let found_first = (!is_one).then(|| find(&first, flow));
         let first_may_pass = found_first.as_ref().and_then(|found| look.may_pass(found, edge.first));
         if let Some(reason) = look.may_pass(&found_last, edge.last).or(first_may_pass) {
             drop((found_last, found_first));
@@ -125,22 +133,23 @@ impl Books {
         let seen = |first, last| Seen { first, last, by: caller.seen_by.as_ref() };
         let whole = seen(edge.first, edge.last);
         let Some(found_first) = found_first else {
-            self.note(part, caller, &flow, &found_last, &whole, look.now);
+            self.note(part, caller, flow, &found_last, &whole, look.now);
             return Ok(());
         };
         if found_first.says_the_same(&found_last) {
-            self.note(part, caller, &flow, &found_last, &whole, look.now);
+            self.note(part, caller, flow, &found_last, &whole, look.now);
         } else {
-            self.note(part, caller, &flow, &found_first, &seen(edge.first, edge.first), look.now);
-            self.note(part, caller, &flow, &found_last, &seen(edge.last, edge.last), look.now);
+            self.note(part, caller, flow, &found_first, &seen(edge.first, edge.first), look.now);
+            self.note(part, caller, flow, &found_last, &seen(edge.last, edge.last), look.now);
         }
         // In between it may have gone to others.
         let through = registry.view(Span::between(edge.first.earliest(), edge.last.latest()));
         if edge.connects != 2
-            && let Some(reason @ UnresolvedReason::AmbiguousAddress) = find(&through, &flow).unresolved
+            && matches!(through.destination(flow.address, flow.port), Destination::Ambiguous)
+            && let Some(reason @ UnresolvedReason::AmbiguousAddress) = find(&through, flow).unresolved
         {
             let unresolved = Finding { unresolved: Some(reason), ..Finding::default() };
-            self.note(part, caller, &flow, &unresolved, &whole, look.now);
+            self.note(part, caller, flow, &unresolved, &whole, look.now);
         }
         Ok(())
     }
@@ -154,8 +163,18 @@ impl Books {
         seen: &Seen<'_>,
         now: Time,
     ) {
-        let (node, unresolved) = found.to_graph(flow);
-        let merged = self.ledger.merge(&node, unresolved.as_slice(), seen, now);
+        let unresolved = found.unresolved.map(|reason| Unresolved {
+            workload: flow.source.clone(),
+            address: flow.address,
+            port: flow.port,
+            hosts: found.unknown_hosts.clone(),
+            reason,
+            connects: flow.connects,
+            host_unknown: flow.host_unknown,
+        });
+        let account =
+            Account { uses: &found.uses, direct: found.direct.as_slice(), unresolved: unresolved.as_slice() };
+        let merged = self.ledger.merge(caller.workload, account, seen, now);
         self.open.wait_for(part.batch, caller.workload, merged.wait_for);
         if let Some(reason) = found.unresolved {
             let to = Some((flow.address, flow.port));
@@ -210,24 +229,36 @@ fn caller<'r>(registry: &'r Registry, part: &Part, when: Span) -> Result<Caller<
     Ok(Caller { pod: found.pod, workload: found.workload, seen_by })
 }
 
-/// The edge as a flow; its names are taken out of it.
-fn flow_of(source: &WorkloadRef, edge: &mut Edge) -> Flow {
-    let is_bare = edge.hosts.is_empty() && edge.names.is_empty() && !edge.unnamed && !edge.host_unknown;
+/// A flow of this workload to nowhere.
+fn flow_of(source: &WorkloadRef) -> Flow {
     Flow {
         source: source.clone(),
-        address: edge.address,
-        port: edge.port,
-        hosts: std::mem::take(&mut edge.hosts).into_iter().collect(),
-        names: std::mem::take(&mut edge.names).into_iter().collect(),
-        connects: edge.connects,
-        host_unknown: edge.host_unknown,
-        // One that is told again because of a new host may have had its connects told before.
-        existing: edge.connects == 0 && is_bare,
-        unnamed: edge.unnamed,
+        address: Ipv4Addr::UNSPECIFIED.into(),
+        port: 0,
+        hosts: BTreeSet::new(),
+        names: BTreeSet::new(),
+        connects: 0,
+        host_unknown: false,
+        existing: false,
+        unnamed: false,
     }
 }
 
-fn give_back(edge: &mut Edge, flow: Flow) {
-    edge.hosts = flow.hosts.into_iter().collect();
-    edge.names = flow.names.into_iter().collect();
+/// Says of the flow what the edge says, whose names are taken out of it.
+fn become_that_of(flow: &mut Flow, edge: &mut Edge) {
+    let is_bare = edge.hosts.is_empty() && edge.names.is_empty() && !edge.unnamed && !edge.host_unknown;
+    flow.address = edge.address;
+    flow.port = edge.port;
+    flow.hosts = mem::take(&mut edge.hosts).into_iter().collect();
+    flow.names = mem::take(&mut edge.names).into_iter().collect();
+    flow.connects = edge.connects;
+    flow.host_unknown = edge.host_unknown;
+    // One that is told again because of a new host may have had its connects told before.
+    flow.existing = edge.connects == 0 && is_bare;
+    flow.unnamed = edge.unnamed;
+}
+
+fn give_back(edge: &mut Edge, flow: &mut Flow) {
+    edge.hosts = mem::take(&mut flow.hosts).into_iter().collect();
+    edge.names = mem::take(&mut flow.names).into_iter().collect();
 }

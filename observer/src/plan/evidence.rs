@@ -93,7 +93,7 @@ fn takes_whole_port(service: &Service) -> bool {
         ServiceKind::ExternalName(_) => true,
         ServiceKind::ServiceEntry => service.addresses.is_empty(),
         // Its listeners are bound to the addresses of its pods.
-        ServiceKind::Headless | ServiceKind::Virtual => false,
+        ServiceKind::Headless | ServiceKind::Virtual | ServiceKind::Routed => false,
     }
 }
 

@@ -4,6 +4,10 @@ use serde::de::DeserializeSeed;
 use serde::{Deserialize, Deserializer};
 
 use crate::model::names::Namespace;
+use crate::objects::istio::{
+    AuthorizationPolicySpec, ConfigMap, DestinationRuleSpec, GatewayRouteSpec, GatewaySpec, MESH_KEY,
+    PeerAuthenticationSpec, SidecarSpec, TelemetrySpec, VirtualServiceSpec,
+};
 use crate::objects::{
     ControllerSpec, CronJobSpec, EndpointSlice, Meta, Nothing, Object, PodSpec, PodStatus, ServiceEntrySpec,
     ServiceEntryStatus, ServiceSpec, ServiceStatus, WorkloadEntrySpec,
@@ -25,11 +29,24 @@ pub enum Kind {
     EndpointSlice,
     ServiceEntry,
     WorkloadEntry,
+    VirtualService,
+    HttpRoute,
+    GrpcRoute,
+    TcpRoute,
+    TlsRoute,
+    DestinationRule,
+    Sidecar,
+    Gateway,
+    PeerAuthentication,
+    AuthorizationPolicy,
+    Telemetry,
+    /// The ConfigMaps in which istiod's revisions have their configuration.
+    MeshConfig,
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 24] = [
         Self::Namespace,
         Self::Pod,
         Self::ReplicaSet,
@@ -42,6 +59,18 @@ impl Kind {
         Self::EndpointSlice,
         Self::ServiceEntry,
         Self::WorkloadEntry,
+        Self::VirtualService,
+        Self::HttpRoute,
+        Self::GrpcRoute,
+        Self::TcpRoute,
+        Self::TlsRoute,
+        Self::DestinationRule,
+        Self::Sidecar,
+        Self::Gateway,
+        Self::PeerAuthentication,
+        Self::AuthorizationPolicy,
+        Self::Telemetry,
+        Self::MeshConfig,
     ];
 
     /// Its name in Kubernetes.
@@ -59,6 +88,49 @@ impl Kind {
             Self::EndpointSlice => "EndpointSlice",
             Self::ServiceEntry => "ServiceEntry",
             Self::WorkloadEntry => "WorkloadEntry",
+            Self::VirtualService => "VirtualService",
+            Self::HttpRoute => "HTTPRoute",
+            Self::GrpcRoute => "GRPCRoute",
+            Self::TcpRoute => "TCPRoute",
+            Self::TlsRoute => "TLSRoute",
+            Self::DestinationRule => "DestinationRule",
+            Self::Sidecar => "Sidecar",
+            Self::Gateway => "Gateway",
+            Self::PeerAuthentication => "PeerAuthentication",
+            Self::AuthorizationPolicy => "AuthorizationPolicy",
+            Self::Telemetry => "Telemetry",
+            Self::MeshConfig => "ConfigMap",
+        }
+    }
+
+    /// Whether who calls whom depends on it. The others only bear on what is planned.
+    pub fn bears_on_attribution(self) -> bool {
+        match self {
+            Self::Namespace
+            | Self::Pod
+            | Self::ReplicaSet
+            | Self::Job
+            | Self::Deployment
+            | Self::StatefulSet
+            | Self::DaemonSet
+            | Self::CronJob
+            | Self::Service
+            | Self::EndpointSlice
+            | Self::ServiceEntry
+            | Self::WorkloadEntry
+            | Self::VirtualService => true,
+            // What a route of the Gateway API routes for sidecars is the host of its parent, which is a service.
+            Self::HttpRoute
+            | Self::GrpcRoute
+            | Self::TcpRoute
+            | Self::TlsRoute
+            | Self::DestinationRule
+            | Self::Sidecar
+            | Self::Gateway
+            | Self::PeerAuthentication
+            | Self::AuthorizationPolicy
+            | Self::Telemetry
+            | Self::MeshConfig => false,
         }
     }
 }
@@ -76,6 +148,17 @@ pub enum Watched {
     EndpointSlice(EndpointSlice),
     ServiceEntry(Object<ServiceEntrySpec, ServiceEntryStatus>),
     WorkloadEntry(Object<WorkloadEntrySpec>),
+    VirtualService(Object<VirtualServiceSpec>),
+    /// An HTTPRoute, GRPCRoute, TCPRoute or TLSRoute.
+    Route(Kind, Object<GatewayRouteSpec>),
+    DestinationRule(Object<DestinationRuleSpec>),
+    Sidecar(Object<SidecarSpec>),
+    Gateway(Object<GatewaySpec>),
+    PeerAuthentication(Object<PeerAuthenticationSpec>),
+    AuthorizationPolicy(Object<AuthorizationPolicySpec>),
+    Telemetry(Object<TelemetrySpec>),
+    /// Of its data nothing but the configuration is kept.
+    MeshConfig(ConfigMap),
 }
 
 /// Reads an object of this kind, and of that only what is needed, whatever its text has besides.
@@ -94,11 +177,48 @@ impl<'de> DeserializeSeed<'de> for Kind {
             Self::EndpointSlice => Watched::EndpointSlice(EndpointSlice::deserialize(deserializer)?),
             Self::ServiceEntry => Watched::ServiceEntry(Object::deserialize(deserializer)?),
             Self::WorkloadEntry => Watched::WorkloadEntry(Object::deserialize(deserializer)?),
+            Self::VirtualService => Watched::VirtualService(Object::deserialize(deserializer)?),
+            Self::HttpRoute | Self::GrpcRoute | Self::TcpRoute | Self::TlsRoute => {
+                Watched::Route(self, Object::deserialize(deserializer)?)
+            }
+            Self::DestinationRule => Watched::DestinationRule(Object::deserialize(deserializer)?),
+            Self::Sidecar => Watched::Sidecar(Object::deserialize(deserializer)?),
+            Self::Gateway => Watched::Gateway(Object::deserialize(deserializer)?),
+            Self::PeerAuthentication => Watched::PeerAuthentication(Object::deserialize(deserializer)?),
+            Self::AuthorizationPolicy => Watched::AuthorizationPolicy(Object::deserialize(deserializer)?),
+            Self::Telemetry => Watched::Telemetry(Object::deserialize(deserializer)?),
+            Self::MeshConfig => {
+                let mut object = ConfigMap::deserialize(deserializer)?;
+                object.data.retain(|key, _| key == MESH_KEY);
+                Watched::MeshConfig(object)
+            }
         })
     }
 }
 
 impl Watched {
+    /// Its kind.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Namespace(_) => Kind::Namespace,
+            Self::Pod(_) => Kind::Pod,
+            Self::Controller(kind, _) | Self::Route(kind, _) => *kind,
+            Self::CronJob(_) => Kind::CronJob,
+            Self::Service(_) => Kind::Service,
+            Self::EndpointSlice(_) => Kind::EndpointSlice,
+            Self::ServiceEntry(_) => Kind::ServiceEntry,
+            Self::WorkloadEntry(_) => Kind::WorkloadEntry,
+            Self::VirtualService(_) => Kind::VirtualService,
+            Self::DestinationRule(_) => Kind::DestinationRule,
+            Self::Sidecar(_) => Kind::Sidecar,
+            Self::Gateway(_) => Kind::Gateway,
+            Self::PeerAuthentication(_) => Kind::PeerAuthentication,
+            Self::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
+            Self::Telemetry(_) => Kind::Telemetry,
+            Self::MeshConfig(_) => Kind::MeshConfig,
+        }
+    }
+
     /// What every object has.
     pub fn metadata(&self) -> &Meta {
         match self {
@@ -110,6 +230,15 @@ impl Watched {
             Self::EndpointSlice(object) => &object.metadata,
             Self::ServiceEntry(object) => &object.metadata,
             Self::WorkloadEntry(object) => &object.metadata,
+            Self::VirtualService(object) => &object.metadata,
+            Self::Route(_, object) => &object.metadata,
+            Self::DestinationRule(object) => &object.metadata,
+            Self::Sidecar(object) => &object.metadata,
+            Self::Gateway(object) => &object.metadata,
+            Self::PeerAuthentication(object) => &object.metadata,
+            Self::AuthorizationPolicy(object) => &object.metadata,
+            Self::Telemetry(object) => &object.metadata,
+            Self::MeshConfig(object) => &object.metadata,
         }
     }
 }

@@ -9,6 +9,7 @@ use crate::model::names::PodUid;
 use crate::service_index::{Destination, Lookup, Target};
 
 mod churn;
+mod hosts;
 
 /// Seconds since the start of 2026, which is when the registry starts.
 pub(super) fn s(seconds: i64) -> Time {

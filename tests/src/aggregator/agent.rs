@@ -132,7 +132,8 @@ impl Agent {
         self.stop.notify_one();
         if let Some(task) = self.task.take() {
             // It ended, or not in time; what it had to tell is told by its next life.
-            drop(self.runtime.block_on(tokio::time::timeout(Duration::from_secs(8), task)));
+            let ends = async { tokio::time::timeout(Duration::from_secs(8), task).await };
+            drop(self.runtime.block_on(ends));
         }
         self.runtime.shutdown_background();
     }

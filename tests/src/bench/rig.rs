@@ -26,8 +26,8 @@ use crate::inventory::{self, Deployment};
 use crate::usage;
 use crate::wait::wait_for;
 
-/// Patience with what takes well under a second on an idle machine.
-const SOON: Duration = Duration::from_secs(20);
+/// Patience with what takes about a second on an idle machine.
+const SOON: Duration = Duration::from_secs(60);
 /// The most that a single order may take.
 const ORDER: Duration = Duration::from_secs(120);
 

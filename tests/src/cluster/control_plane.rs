@@ -30,7 +30,7 @@ const RATE: [&str; 2] = ["--kube-api-qps=500", "--kube-api-burst=1000"];
 /// What it takes to start the API server again.
 pub(super) struct Apiserver {
     pub(super) port: u16,
-    etcd: u16,
+    pub(super) etcd: u16,
     is_audited: bool,
 }
 

@@ -150,7 +150,7 @@ impl World {
     }
 
     fn address(&self, node: usize, host: usize) -> IpAddr {
-        ipv4(10 << 24 | (128 << 16) + (node << 8) + host)
+        ipv4((10 << 24) + (128 << 16) + (node << 8) + host)
     }
 
     pub(super) fn node_address(&self, node: usize) -> IpAddr {
@@ -187,14 +187,14 @@ impl World {
     }
 
     /// A service is in the namespace of the workload that it selects.
-    pub(super) fn to_service(&self, service: usize, port: u16) -> Destination {
+    pub(super) fn to_service(self, service: usize, port: u16) -> Destination {
         let namespace = Namespace::new(Self::namespace_of(self.selected_by(service))).expect("a DNS label");
         let host = Host::of_service(&Self::service_name(service), &namespace).expect("a DNS name");
         Destination::Service { host, port }
     }
 
     /// What a call of a restless workload's pod is.
-    pub(super) fn to_pod(&self, restless: usize) -> Destination {
+    pub(super) fn to_pod(self, restless: usize) -> Destination {
         match self.headless_of(restless) {
             Some(service) => self.to_service(service, TARGET_PORT),
             None => Destination::Pods { of: Self::workload(restless), port: TARGET_PORT },

@@ -17,6 +17,7 @@ const MODULES: &[(&str, Layer)] = &[
     ("model", Layer::Model),
     //
     ("answers", Layer::Pure),
+    ("attended", Layer::Pure),
     ("attribute", Layer::Pure),
     ("authority", Layer::Pure),
     ("binding", Layer::Pure),
@@ -39,6 +40,7 @@ const MODULES: &[(&str, Layer)] = &[
     ("living", Layer::Pure),
     ("mesh_index", Layer::Pure),
     ("losses", Layer::Pure),
+    ("node_pods", Layer::Pure),
     ("objects", Layer::Pure),
     ("older", Layer::Pure),
     ("outbox", Layer::Pure),
@@ -64,6 +66,7 @@ const MODULES: &[(&str, Layer)] = &[
     ("lease", Layer::Io),
     ("namespaces", Layer::Io),
     ("output", Layer::Io),
+    ("pod_watch", Layer::Io),
     ("probes", Layer::Io),
     ("progress", Layer::Io),
     ("scan", Layer::Io),
