@@ -157,6 +157,12 @@ impl Cluster {
         self.start_apiserver()
     }
 
+    /// A free port of loopback for a program beside the cluster. Outgoing connections do not take it while the program is away.
+    pub fn free_port() -> Result<u16> {
+        let [port]: [u16; 1] = ports::pick()?;
+        Ok(port)
+    }
+
     /// Lets etcd forget whatever is not the latest. The API server may still have some of it in its memory, until it is restarted.
     pub fn forget_history(&self) -> Result<()> {
         let etcd = Local::new(self.handle(), "http", self.apiserver.etcd)?;

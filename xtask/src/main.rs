@@ -95,7 +95,7 @@ enum Cluster {
 enum Bench {
     /// What the kernel programs cost and how complete what they find is; needs root, takes four minutes
     Kernel,
-    /// What the aggregator needs and how right it is with 1,000 agents and 20,000 pods; takes ten minutes
+    /// What the aggregator needs and how right it is with 1,000 agents and 20,000 pods; takes about ten minutes
     Scale {
         /// Only a part of that, to try the bench itself
         #[arg(long, value_name = "PART", default_value_t = 1.0)]

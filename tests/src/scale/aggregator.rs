@@ -40,12 +40,15 @@ pub(super) struct Aggregator {
 }
 
 impl Aggregator {
-    /// Starts one on a free port, as the account with this token.
-    pub(super) fn start(cluster: &Cluster, program: &Path, token: &str, folder: &Path) -> Result<Self> {
+    /// Starts one at this address, as the account with this token.
+    pub(super) fn start(
+        cluster: &Cluster,
+        program: &Path,
+        address: SocketAddr,
+        token: &str,
+        folder: &Path,
+    ) -> Result<Self> {
         let kubeconfig = kubeconfig(cluster, token, folder)?;
-        // Ours until it is given to the aggregator, which nobody else can know of.
-        let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        let address = SocketAddr::from(([127, 0, 0, 1], port));
         let cmd = Cmd::new(program)
             .args(["aggregator", "--listen", &address.to_string(), "--pod-name", "aggregator-0"])
             .args(["--namespace", NAMESPACE, "--service", SERVICE, "--agent-service-account", AGENT])

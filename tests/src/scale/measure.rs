@@ -1,6 +1,7 @@
 //! The run, part by part.
 
 use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -53,8 +54,11 @@ pub(super) async fn all(cluster: &Cluster, world: World, options: &Options) -> R
     meter.end(mark)?;
 
     let mark = meter.begin("start")?;
-    let start = |cluster| Aggregator::start(cluster, &options.sidescope, &made.aggregator, folder.path());
-    let aggregator = start(cluster)?;
+    // The same after the restart: agents look for it there.
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, Cluster::free_port()?));
+    let token = &made.aggregator;
+    let start = || Aggregator::start(cluster, &options.sidescope, address, token, folder.path());
+    let aggregator = start()?;
     let first_ready = aggregator.ready().await?;
     let ready_at = Instant::now();
     meter.end(mark)?;
@@ -93,7 +97,7 @@ pub(super) async fn all(cluster: &Cluster, world: World, options: &Options) -> R
     let mark = meter.begin("restart")?;
     let streams = fleet.tally.streams.load(Relaxed);
     aggregator.stop().await?;
-    let aggregator = start(cluster)?;
+    let aggregator = start()?;
     let ready = aggregator.ready().await?;
     let reconnected = fleet.connected(streams + nodes, CONNECTED).await?;
     let restart = meter.end(mark)?;

@@ -70,7 +70,7 @@ fn replica_set_name(workload: usize) -> String {
 fn template(workload: usize) -> Value {
     json!({
         "metadata": {"labels": labels(workload)},
-        "spec": {"containers": [app(workload)]},
+        "spec": {"containers": [app(workload)], "volumes": [config()]},
     })
 }
 
@@ -167,11 +167,15 @@ pub(super) fn pod(workload: usize, suffix: usize, node: usize) -> Value {
             "nodeName": World::node_name(node),
             "containers": [app(workload), proxy(workload)],
             "volumes": [
-                {"name": "config", "configMap": {"name": "app"}}, {"name": "istio-envoy", "emptyDir": {"medium": "Memory"}},
+                config(), {"name": "istio-envoy", "emptyDir": {"medium": "Memory"}},
                 {"name": "istio-data", "emptyDir": {}}, {"name": "istiod-ca-cert", "configMap": {"name": "istio-ca-root-cert"}},
             ],
         },
     })
+}
+
+fn config() -> Value {
+    json!({"name": "config", "configMap": {"name": "app"}})
 }
 
 fn app(workload: usize) -> Value {
