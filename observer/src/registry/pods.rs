@@ -1,19 +1,24 @@
 //! Pods, those that are gone too, and which of them had an address when.
 
+mod pod;
+
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::{LAG, SKEW, Size};
+use super::{LAG, Size};
 use crate::interned::Interned;
-use crate::model::mesh::{self, Labels, PodRef};
+use crate::model::mesh::{Labels, PodRef};
 use crate::model::names::{PodUid, WorkloadRef};
 use crate::model::time::{Span, Time};
 use crate::objects::{Meta, Object, PodSpec, PodStatus};
 use crate::owners::Owners;
 use crate::services::WrongField;
-use crate::workloads::{Belongs, Controllers, by_template_hash, direct_controller};
+use crate::workloads::{Belongs, Controllers, direct_controller};
+pub(super) use pod::Pod;
+pub use pod::Stay;
+use pod::{Gone, began};
 
 /// Most pods that are remembered after they are gone. In a cluster that loses more within the retention, the time that is remembered
 /// is shorter.
@@ -53,78 +58,6 @@ pub(super) struct Pods {
     changed: HashSet<PodKey>,
     /// When they were last listed in full: what came and went before that, and was not listed, is not known.
     known_since: Option<Time>,
-}
-
-/// A pod's time in the cluster, through which it may connect to others.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stay<'r> {
-    /// The uid of its object.
-    pub pod: &'r PodUid,
-    /// Its workload.
-    pub workload: &'r Arc<WorkloadRef>,
-    /// It had no address before.
-    pub from: Time,
-    /// It had ended by then.
-    pub until: Option<Time>,
-}
-
-#[derive(Debug)]
-pub(super) struct Pod {
-    pub(super) uid: PodUid,
-    static_uid: Option<PodUid>,
-    pub(super) name: PodRef,
-    pub(super) node: Option<Arc<String>>,
-    pub(super) labels: Arc<Labels>,
-    pub(super) host_network: bool,
-    /// `None`: not known yet.
-    pub(super) workload: Option<Arc<WorkloadRef>>,
-    direct: Arc<WorkloadRef>,
-    /// Those that it has now, each with the number of the stint.
-    addresses: Vec<(IpAddr, u32)>,
-    node_addresses: Arc<Vec<IpAddr>>,
-    /// Counts the times that it lost an address.
-    nth: u32,
-    /// Not before this it began to end.
-    leaving: Option<Time>,
-    /// How and when it went.
-    gone: Option<(Gone, Time)>,
-    /// From when on it may have had an address. `None`: it has had none.
-    since: Option<Time>,
-    /// When its containers were seen to have ended for good.
-    ended: Option<Time>,
-    listing: u32,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Gone {
-    /// A listing did not name it.
-    Missing,
-    /// It was deleted, and never comes back.
-    Deleted,
-}
-
-impl Pod {
-    /// In the form that plans are made from.
-    pub(super) fn to_mesh(&self) -> mesh::Pod {
-        mesh::Pod {
-            workload: self.workload_or_guess(),
-            labels: self.labels.clone(),
-            addresses: self.addresses.iter().map(|(address, _)| *address).collect(),
-            host_network: self.host_network,
-        }
-    }
-
-    /// `None`: it is in its node's network namespace, has had no address, or its workload is not known yet.
-    fn stay(&self) -> Option<Stay<'_>> {
-        let (workload, from) = (self.workload.as_ref()?, self.since?);
-        let until = self.ended.or(self.gone.map(|(_, gone)| gone));
-        (!self.host_network).then_some(Stay { pod: &self.uid, workload, from, until })
-    }
-
-    fn workload_or_guess(&self) -> WorkloadRef {
-        let known = self.workload.as_deref().cloned();
-        known.unwrap_or_else(|| by_template_hash(&self.direct, &self.labels))
-    }
 }
 
 impl Pods {
@@ -441,14 +374,4 @@ impl Pods {
             services: 0,
         }
     }
-}
-
-/// When a pod got an address that was seen now. It has it when its first container starts. Times in objects are cut to whole seconds,
-/// so each is the earliest that it can be; they are of clocks that differ, so that they only tell what is far from now.
-fn began(object: &Object<PodSpec, PodStatus>, seen: Span) -> Span {
-    let started = object.status.started();
-    let by_watch = seen.earliest().min(started.unwrap_or(Time(i64::MAX))).plus(-LAG);
-    let created = object.metadata.creation_timestamp.0.unwrap_or(Time(i64::MIN)).plus(-SKEW);
-    let latest = started.map_or(seen.latest(), |started| seen.latest().min(started.plus(1_000 + SKEW)));
-    Span::between(by_watch.max(created).min(latest), latest)
 }
