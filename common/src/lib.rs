@@ -6,6 +6,9 @@
 #![forbid(unsafe_op_in_unsafe_fn)]
 
 pub mod http2;
+mod losses;
+
+pub use losses::{ALL_NAMESPACES, Causes, Counter, loss_time};
 
 /// Version of the layout of all maps and records in this crate; raised with every incompatible change.
 ///
@@ -76,7 +79,7 @@ pub const MAX_OLDER: u32 = 10_240;
 /// Words of 64 bits that have one for each port.
 pub const PORT_WORDS: u32 = (1 << 16) / 64;
 /// Network namespaces that losses have hit. Those of the others count for [`ALL_NAMESPACES`], which has the last place of a full map.
-pub const MAX_HIT: u32 = 1_023;
+pub const MAX_HIT: u32 = 511;
 /// Proxy uids that can be told to the kernel: two in each of 500 pods with user namespaces of their own, and some.
 pub const MAX_PROXY_UIDS: u32 = 1_024;
 /// Default size of the ring buffer in bytes.
@@ -87,6 +90,9 @@ pub const DEFAULT_RING_BYTES: u32 = 512 * 1024;
 pub const HEAD_BYTES: usize = 4096;
 /// Request heads with an unknown host that one edge may send to user space within [`HEAD_WINDOW_NS`].
 pub const HEADS_PER_WINDOW: u16 = 64;
+/// Connects of an edge that get a search for hosts, and one more for each tick of the kernel's clock that has passed: 100 to 1,000 a
+/// second, by how the kernel was built. An edge on which several names were told has no such bound.
+pub const SEARCHED_CONNECTS: u16 = 256;
 /// DNS messages that one socket may send to user space within [`HEAD_WINDOW_NS`].
 pub const DNS_PER_WINDOW: u16 = 256;
 /// Length of the window of [`HEADS_PER_WINDOW`] and [`DNS_PER_WINDOW`], in nanoseconds.
@@ -146,16 +152,21 @@ pub struct EdgeState {
     pub last_ns: u64,
     /// Number of connects.
     pub connects: u64,
-    /// The kernel's tick (jiffies) of the last connect that found the edge settled: nothing new was told for a second. Further
-    /// connects in the same tick are only counted.
-    pub settled_tick: u64,
+    /// The kernel's tick (jiffies, low half) of the last connect that got a search.
+    pub tick: u32,
+    /// How much of [`SEARCHED_CONNECTS`] was spent at that tick.
+    pub spent: u16,
+    /// Names that were handed on; those beyond the second count no more.
+    pub names: u8,
+    /// Always zero.
+    pub reserved: u8,
     /// Start of the window in which [`heads`](Self::heads) counts, in units of [`HEAD_WINDOW_NS`]; wraps.
     pub window: u32,
     /// Heads sent to user space in this window.
     pub heads: u16,
     /// Bits of [`edge_flags`].
     pub flags: u8,
-    /// Not 0: some connection of this edge has no search for hosts on its socket, because it was not the first of its tick.
+    /// Not 0: some connection of this edge has no search for hosts on its socket, because [`SEARCHED_CONNECTS`] were spent.
     pub unsearched: u8,
 }
 const _: () = assert!(size_of::<EdgeState>() == 40);
@@ -282,89 +293,6 @@ pub struct DnsEvent {
 }
 const _: () = assert!(size_of::<DnsEvent>() == 40);
 
-/// Stands for every network namespace in [`names::LOSSES`], where it always has an entry. No namespace has this cookie.
-pub const ALL_NAMESPACES: u64 = 0;
-
-/// By [`Counter`], whether that loss has hit a network namespace. A byte for each: kernels before 5.12 have no atomic "or" for bits.
-pub type Causes = [u8; 16];
-const _: () = assert!(Counter::ALL.len() <= size_of::<Causes>());
-
-/// What is counted in the kernel; the index into the map [`names::COUNTERS`].
-#[repr(u32)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Counter {
-    /// TCP connects of workloads, repeated ones too.
-    Connects = 0,
-    /// Edges that the full edge set could not hold.
-    EdgesFull = 1,
-    /// New edges that the full ring could not announce; the sweep finds them.
-    EdgeRingFull = 2,
-    /// Request heads that the full ring could not carry.
-    HeadRingFull = 3,
-    /// Request heads over [`HEADS_PER_WINDOW`], or of an edge that is no longer in the set.
-    HeadBudget = 4,
-    /// Sockets without memory for the search state.
-    SearchNoMemory = 5,
-    /// Source addresses that the full map could not hold.
-    SourcesFull = 6,
-    /// Packets whose bytes could not be read, or for which no room was left to read them.
-    PacketUnreadable = 7,
-    /// HTTP/2 streams of frames whose thread was lost.
-    FramesLost = 8,
-    /// DNS messages that the full ring could not carry.
-    DnsRingFull = 9,
-    /// DNS messages over [`DNS_PER_WINDOW`].
-    DnsBudget = 10,
-    /// Packets of HTTP/1 that may hold more requests than are looked at: 17.
-    Pipelined = 11,
-    /// Requests that refer to what was sent on their connection before it was watched.
-    BeforeStart = 12,
-}
-
-impl Counter {
-    /// All counters, in the order of their index.
-    pub const ALL: [Self; 13] = [
-        Self::Connects,
-        Self::EdgesFull,
-        Self::EdgeRingFull,
-        Self::HeadRingFull,
-        Self::HeadBudget,
-        Self::SearchNoMemory,
-        Self::SourcesFull,
-        Self::PacketUnreadable,
-        Self::FramesLost,
-        Self::DnsRingFull,
-        Self::DnsBudget,
-        Self::Pipelined,
-        Self::BeforeStart,
-    ];
-
-    /// Whether it means that something is missing or marked as incomplete.
-    pub const fn is_loss(self) -> bool {
-        // An edge that could not be announced is found by the sweep.
-        !matches!(self, Self::Connects | Self::EdgeRingFull)
-    }
-
-    /// Its name in `graph.json`, in logs and metrics.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Connects => "connects",
-            Self::EdgesFull => "edgesFull",
-            Self::EdgeRingFull => "edgeRingFull",
-            Self::HeadRingFull => "headRingFull",
-            Self::HeadBudget => "headBudget",
-            Self::SearchNoMemory => "searchNoMemory",
-            Self::SourcesFull => "sourcesFull",
-            Self::PacketUnreadable => "packetUnreadable",
-            Self::FramesLost => "framesLost",
-            Self::DnsRingFull => "dnsRingFull",
-            Self::DnsBudget => "dnsBudget",
-            Self::Pipelined => "pipelined",
-            Self::BeforeStart => "headBeforeStart",
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -411,7 +339,7 @@ mod tests {
         const MIB: usize = 1024 * 1024;
         assert!(all_maps(64) <= 8 * MIB, "{}", all_maps(64));
         // As the documents have it, in hundredths.
-        assert_eq!([4, 64].map(|cpus| (100 * all_maps(cpus)).div_ceil(MIB)), [743, 793]);
+        assert_eq!([4, 64].map(|cpus| (100 * all_maps(cpus)).div_ceil(MIB)), [742, 792]);
     }
 }
 

@@ -43,6 +43,49 @@ pub fn load_bytes(skb: *mut __sk_buff, offset: u32, scratch: &mut Scratch, len: 
     result == 0
 }
 
+/// The first eight bytes at a place of a packet, or fewer, the first one highest; zeros where there are none.
+#[inline(always)]
+pub fn word_at(skb: *mut __sk_buff, offset: u32, len: u32) -> u64 {
+    let mut word = [0u8; 8];
+    // SAFETY: bpf_skb_load_bytes; the mask keeps the length within the word, whatever `len` is.
+    unsafe {
+        asm!(
+            "r4 += -1",
+            "r4 &= 7",
+            "r4 += 1",
+            "call 26",
+            inlateout("r1") skb => _,
+            inlateout("r2") u64::from(offset) => _,
+            inlateout("r3") word.as_mut_ptr() => _,
+            inlateout("r4") u64::from(len.min(8)) => _,
+            lateout("r0") _,
+            lateout("r5") _,
+        );
+    }
+    // A load that fails fills it with zeros.
+    u64::from_be_bytes(word)
+}
+
+/// 1 for 0, and 0 for all other numbers below 2^63. No branch, for which the verifier would walk all that comes after it once more.
+#[inline(always)]
+pub fn is_zero(number: u64) -> u64 {
+    let mut number = number;
+    // SAFETY: changes nothing but the register.
+    unsafe {
+        asm!("{number} += -1", "{number} >>= 63", number = inout(reg) number, options(pure, nomem, nostack));
+    }
+    number
+}
+
+/// A length that an IPv4 header may have, too, and is one to the verifier: it walks what comes after either only once.
+#[inline(always)]
+pub fn within_ipv4_header(len: u64) -> u64 {
+    let mut len = len;
+    // SAFETY: changes nothing but the register.
+    unsafe { asm!("{len} &= 60", len = inout(reg) len, options(pure, nomem, nostack)) };
+    len
+}
+
 /// Sends `HEADER` bytes from `record` on and `len` behind them; `len` is from 1 to [`HEAD_BYTES`]. Whether the ring had room.
 ///
 /// # Safety

@@ -10,7 +10,7 @@ use aya_ebpf::helpers::generated::{
 };
 use aya_ebpf::programs::SockAddrContext;
 use sidescope_common::{
-    Addr, Counter, EdgeEvent, EdgeKey, EdgeState, HEAD_WINDOW_NS, edge_flags, event_kind,
+    Addr, Counter, EdgeEvent, EdgeKey, EdgeState, SEARCHED_CONNECTS, edge_flags, event_kind,
 };
 
 use crate::bounded::wakeup;
@@ -22,6 +22,9 @@ use crate::source::note_cgroup;
 const SOCK_STREAM: u32 = 1;
 const IPPROTO_TCP: u32 = 6;
 const IPPROTO_MPTCP: u32 = 262;
+
+/// Names of an edge from which on each of its connects may bring another one.
+pub const SEVERAL: u8 = 2;
 
 #[inline(always)]
 pub fn try_connect4(ctx: &SockAddrContext) {
@@ -87,7 +90,10 @@ fn make_edge(ctx: &SockAddrContext, key: &EdgeKey) {
         first_ns: first,
         last_ns: now,
         connects: 1,
-        settled_tick: 0,
+        tick: 0,
+        spent: 0,
+        names: 0,
+        reserved: 0,
         window: 0,
         heads: 0,
         flags: 0,
@@ -109,9 +115,9 @@ fn make_edge(ctx: &SockAddrContext, key: &EdgeKey) {
 
 /// One more connect on an edge.
 ///
-/// To make room for a search on the socket costs more than all else here, so an edge that has told nothing new for a second gets it
-/// for the first connect of each tick only (1 to 10 ms, by how the kernel was built). Ticks and not nanoseconds: they cost no call.
-/// Of the others user space tells the programs if they stay open: see [`OLDER`](crate::maps::OLDER).
+/// To make room for a search on the socket costs more than all else here, so an edge on which one host at most was named gets it for
+/// [`SEARCHED_CONNECTS`], and for one more in each tick (1 to 10 ms). Ticks and not nanoseconds: they cost no call. Of the others user
+/// space tells the programs if they stay open: see [`OLDER`](crate::maps::OLDER).
 #[inline(always)]
 fn repeat(ctx: &SockAddrContext, key: &EdgeKey, state: *mut EdgeState) {
     count(Counter::Connects);
@@ -121,25 +127,27 @@ fn repeat(ctx: &SockAddrContext, key: &EdgeKey, state: *mut EdgeState) {
     // SAFETY: as above.
     let state = unsafe { &mut *state };
     // SAFETY: no preconditions.
-    let tick = unsafe { bpf_jiffies64() };
-    if state.settled_tick == tick {
-        state.unsearched = 1;
-        return end_search(ctx, key, state.first_ns);
+    let tick = unsafe { bpf_jiffies64() } as u32;
+    let spent = u32::from(state.spent).saturating_sub(tick.wrapping_sub(state.tick));
+    if spent >= u32::from(SEARCHED_CONNECTS) && state.names < SEVERAL {
+        return pass_over(ctx, key, state);
     }
+    state.tick = tick;
+    state.spent = (spent as u16 + 1).min(SEARCHED_CONNECTS);
     // SAFETY: no preconditions.
-    let now = unsafe { bpf_ktime_get_ns() };
-    state.last_ns = now;
-    if is_settled(state, now) {
-        state.settled_tick = tick;
-    }
+    state.last_ns = unsafe { bpf_ktime_get_ns() };
     start_search(ctx, key, state.first_ns);
 }
 
-/// Whether an edge has told nothing new for a second.
+/// A connect that is only counted. Where the edge is known to name hosts, another one may go by here.
 #[inline(always)]
-fn is_settled(state: &EdgeState, now: u64) -> bool {
-    let window = (now / HEAD_WINDOW_NS) as u32;
-    now.wrapping_sub(state.first_ns) > HEAD_WINDOW_NS && window.wrapping_sub(state.window) > 1
+fn pass_over(ctx: &SockAddrContext, key: &EdgeKey, state: &mut EdgeState) {
+    state.unsearched = 1;
+    if state.names != 0 && state.flags & edge_flags::HOST_UNKNOWN == 0 {
+        state.flags |= edge_flags::HOST_UNKNOWN;
+        lose(Counter::SearchBudget, key.netns);
+    }
+    end_search(ctx, key, state.first_ns);
 }
 
 #[inline(always)]

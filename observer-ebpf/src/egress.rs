@@ -9,16 +9,20 @@ use aya_ebpf::programs::SkBuffContext;
 use sidescope_common::http2::{BLIND, Walk};
 use sidescope_common::{Counter, EdgeKey, edge_flags, part};
 
+use crate::bounded::word_at;
 use crate::connect::flag_edge;
-use crate::handover::lost;
+use crate::handover::{lost, mixed};
 use crate::http1;
 use crate::http2;
-use crate::maps::{EDGES, OLDER, OLDER_PORTS, PARTS, SEARCHES, Search, lose, phase};
+use crate::maps::{EDGES, Look, OLDER, OLDER_PORTS, PARTS, SEARCHES, Search, anew, lose, phase};
 use crate::packet::{Payload, payload};
 use crate::source::note_address;
+use crate::tls::CLIENT_HELLO;
 
-/// Requests in a row with a known host after which a connection is looked at only once a millisecond.
-const KNOWN_ENOUGH: u32 = 64;
+/// Packets after the first in which TLS may begin behind something else.
+const OTHERS: u32 = 8;
+/// Most empty lines before a request, in bytes. PROXY protocol version 2 begins with as many.
+const EMPTY_LINES: u32 = 4;
 
 #[inline(always)]
 pub fn try_egress(ctx: &SkBuffContext) {
@@ -41,13 +45,10 @@ pub fn try_egress(ctx: &SkBuffContext) {
 
 #[inline(always)]
 fn look(ctx: &SkBuffContext, search: &mut Search) {
-    if search.phase == phase::BETWEEN && search.known > KNOWN_ENOUGH && !is_next_millisecond(search) {
-        return;
-    }
     let Some(payload) = payload(ctx) else {
         return pass_over(search);
     };
-    if payload.len == 0 {
+    if payload.len == 0 || is_repeated(ctx, search, &payload) {
         return;
     }
     if matches!(search.phase, phase::HEAD | phase::TLS)
@@ -58,6 +59,7 @@ fn look(ctx: &SkBuffContext, search: &mut Search) {
     }
     match search.phase {
         phase::DONE => {}
+        phase::OTHER => look_for_tls(ctx, search, &payload),
         phase::TLS => to_part(ctx, part::TLS),
         phase::HTTP2 => to_part(ctx, part::HTTP2),
         phase::HEAD => {
@@ -75,10 +77,32 @@ fn pass_over(search: &mut Search) {
     lost(Counter::PacketUnreadable, search);
     search.phase = match search.phase {
         phase::HEAD | phase::REST => phase::BETWEEN,
-        phase::TLS | phase::HTTP2 => phase::DONE,
+        phase::TLS | phase::HTTP2 | phase::OTHER => phase::DONE,
         // Perhaps it had no payload.
         phase => phase,
     };
+}
+
+/// Whether it is the request before it once more, byte by byte where the host stands. Once a millisecond one is looked at all the same, so
+/// that a host of which user space does not know any more is told again.
+#[inline(always)]
+fn is_repeated(ctx: &SkBuffContext, search: &mut Search, payload: &Payload) -> bool {
+    search.phase == phase::BETWEEN
+        && search.look.print != 0
+        && search.look.len == payload.len
+        && !is_next_millisecond(search)
+        && search.look.print == print(ctx, payload, search.look.at)
+}
+
+/// A hash of 64 bytes of a payload; 0 if there are not so many.
+#[inline(always)]
+pub fn print(ctx: &SkBuffContext, payload: &Payload, at: u32) -> u64 {
+    let Ok(words) = ctx.load::<[u64; 8]>((payload.offset + at) as usize) else { return 0 };
+    let mut print = 0xcbf2_9ce4_8422_2325;
+    for word in words {
+        print = mixed(print, word);
+    }
+    print | 1
 }
 
 /// The first bytes of a connection, or what may be the first of a request.
@@ -91,14 +115,25 @@ fn begin(ctx: &SkBuffContext, search: &mut Search, payload: Payload) {
     {
         if header > payload.len {
             // It goes on in the next packet, where nothing tells its end.
-            lost(Counter::PacketUnreadable, search);
-            search.phase = phase::DONE;
-            return;
+            return cut_off(search);
         }
         if header == payload.len {
             return;
         }
         payload = payload.after(header);
+        word = first_word(ctx, &payload);
+    }
+    // Through memory: see `Scratch::start`.
+    search.copied = empty_lines(word);
+    let empty_lines = anew!(search.copied).min(payload.len);
+    if empty_lines != 0 && search.phase != phase::REST {
+        if search.phase == phase::NEW {
+            search.tail = 1;
+        }
+        if empty_lines == payload.len {
+            return;
+        }
+        payload = payload.after(empty_lines);
         word = first_word(ctx, &payload);
     }
     if http2::is_preface(word) && payload.len >= 8 {
@@ -107,7 +142,7 @@ fn begin(ctx: &SkBuffContext, search: &mut Search, payload: Payload) {
         search.next_seq = payload.seq;
         return to_part(ctx, part::HTTP2);
     }
-    if http1::may_be_request(&payload, word) {
+    if http1::may_be_request(ctx, &payload, word) {
         search.next_seq = payload.seq;
         return to_part(ctx, part::HTTP1);
     }
@@ -115,30 +150,59 @@ fn begin(ctx: &SkBuffContext, search: &mut Search, payload: Payload) {
         return to_part(ctx, part::PIPELINED);
     }
     if search.phase != phase::NEW {
-        if search.older {
-            search.known = search.known.saturating_add(1);
-            if http2::is_headers_frame(ctx, &payload, word) {
-                search.phase = phase::HTTP2;
-                // Entries of the dynamic table from before are not known.
-                search.http2.field = BLIND;
-                search.next_seq = payload.seq;
-                to_part(ctx, part::HTTP2);
-            }
+        if search.older
+            && let Some(at) = http2::find_headers(ctx, &payload)
+        {
+            search.phase = phase::HTTP2;
+            // Entries of the dynamic table from before are not known.
+            search.http2.field = BLIND;
+            search.next_seq = payload.seq.wrapping_add(at);
+            to_part(ctx, part::HTTP2);
         }
         return;
     }
-    if is_tls(word) {
-        search.phase = phase::TLS;
-        search.next_seq = payload.seq;
-        search.copied = 0;
-        return to_part(ctx, part::TLS);
+    if search.tail != 0 {
+        // Behind empty lines only a request makes sense, or they were the start of a PROXY protocol header.
+        return cut_off(search);
     }
-    // Neither: from here on the socket costs a look at its storage.
+    if is_tls(word) {
+        return to_tls(ctx, search, &payload);
+    }
+    search.phase = phase::OTHER;
+    search.copied = 0;
+}
+
+/// Nothing tells where a request begins that may come.
+#[inline(always)]
+fn cut_off(search: &mut Search) {
+    lost(Counter::PacketUnreadable, search);
     search.phase = phase::DONE;
 }
 
-/// A socket without storage: accepted, a proxy's own, outside of pods, connected before the programs were there, or on an edge that
-/// had told all it had to. Only the last two are of interest, and user space knows their cookies.
+/// What a connection that began with neither HTTP nor TLS sends next: a database or a mail server is asked for TLS before it begins.
+#[inline(always)]
+fn look_for_tls(ctx: &SkBuffContext, search: &mut Search, payload: &Payload) {
+    let word = first_word(ctx, payload);
+    if is_tls(word) && (word >> 16) as u8 == CLIENT_HELLO {
+        return to_tls(ctx, search, payload);
+    }
+    search.copied += 1;
+    if search.copied >= OTHERS {
+        // From here on the socket costs a look at its storage.
+        search.phase = phase::DONE;
+    }
+}
+
+#[inline(always)]
+fn to_tls(ctx: &SkBuffContext, search: &mut Search, payload: &Payload) {
+    search.phase = phase::TLS;
+    search.next_seq = payload.seq;
+    search.copied = 0;
+    to_part(ctx, part::TLS);
+}
+
+/// A socket without storage: accepted, a proxy's own, outside of pods, connected before the programs were there, or on an edge with more
+/// connects than get a search. Only the last two are of interest, and user space knows their cookies.
 #[inline(always)]
 fn older_socket(ctx: &SkBuffContext, sk: *mut bpf_sock) {
     // SAFETY: a socket of a packet. Its port of destination is in network byte order.
@@ -178,12 +242,12 @@ pub fn new_search(key: EdgeKey, edge: u64, phase: u32) -> Search {
         copied: 0,
         request: 0,
         last_look: 0,
-        known: 0,
+        look: Look { print: 0, at: 0, len: 0 },
         phase,
         tail: 0,
         noted: false,
         older: false,
-        reserved: [0; 2],
+        reserved: [0; 6],
         http2: Walk::default(),
     }
 }
@@ -246,11 +310,20 @@ fn is_next_millisecond(search: &mut Search) -> bool {
 /// The first eight bytes, the first one highest; zeros where there are fewer.
 #[inline(always)]
 pub fn first_word(ctx: &SkBuffContext, payload: &Payload) -> u64 {
-    let at = payload.offset as usize;
-    if payload.len >= 8 {
-        return ctx.load::<[u8; 8]>(at).map_or(0, u64::from_be_bytes);
+    word_at(ctx.skb.skb, payload.offset, payload.len)
+}
+
+/// How many bytes of empty lines these eight begin with.
+#[inline(always)]
+fn empty_lines(word: u64) -> u32 {
+    let mut i = 0;
+    while i < EMPTY_LINES {
+        if !matches!((word >> (56 - 8 * i)) as u8, b'\r' | b'\n') {
+            break;
+        }
+        i += 1;
     }
-    ctx.load::<u8>(at).map_or(0, |first| u64::from(first) << 56)
+    i
 }
 
 /// A handshake record of TLS.

@@ -5,6 +5,7 @@ use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_ktime_get_ns};
 use aya_ebpf::programs::SkBuffContext;
 use sidescope_common::{
     Counter, HEAD_BYTES, HEAD_WINDOW_NS, HEADS_PER_WINDOW, HeadEvent, HostKey, edge_flags, event_kind,
+    head_format,
 };
 
 use crate::bounded::{load_bytes, ring_output};
@@ -16,6 +17,9 @@ pub const NAME_BYTES: usize = 264;
 
 /// An offset that is in no packet, whatever the kernel's idea of the longest one.
 const NOWHERE: u32 = u32::MAX;
+
+/// Stands in [`HostKey::host`] for requests that name no host. No hash is even.
+const NOBODY: u64 = 2;
 
 const HEADER: i32 = size_of::<HeadEvent>() as i32;
 
@@ -117,6 +121,25 @@ pub fn name(
     Name::New
 }
 
+/// A request that names nobody, as a blank instead of a name. Handed on if user space does not know that there are such ones. Overwrites
+/// the scratch.
+#[inline(always)]
+pub fn unnamed(ctx: &SkBuffContext, search: &mut Search, scratch: &mut Scratch) {
+    let host = HostKey { edge: search.edge, host: NOBODY };
+    // SAFETY: no preconditions.
+    let now = unsafe { bpf_ktime_get_ns() };
+    if HOSTS.insert(&host, &now, u64::from(BPF_EXIST)).is_ok() || !within_budget(search) {
+        return;
+    }
+    scratch.data[0] = b' ';
+    search.copied = 0;
+    let piece = Piece { len: 1, total: 1, format: head_format::NAME, host: NOBODY };
+    if hand_on(ctx, search, scratch, &piece) {
+        // A failure means that the next one is announced again.
+        let _ = HOSTS.insert(&host, &now, u64::from(BPF_ANY));
+    }
+}
+
 /// FNV over whole words, the last one padded with zeros.
 #[inline(always)]
 fn hash(scratch: &Scratch, len: u32, format: u16) -> u64 {
@@ -135,12 +158,18 @@ fn hash(scratch: &Scratch, len: u32, format: u16) -> u64 {
         if left < 8 {
             word &= (1u64 << (left * 8)) - 1;
         }
-        hash = (hash ^ word).wrapping_mul(0x0100_0000_01b3);
-        hash ^= hash >> 29;
+        hash = mixed(hash, word);
         i += 1;
     }
     // 0 stands for "none".
     hash | 1
+}
+
+/// A step of that hash.
+#[inline(always)]
+pub fn mixed(hash: u64, word: u64) -> u64 {
+    let hash = (hash ^ word).wrapping_mul(0x0100_0000_01b3);
+    hash ^ hash >> 29
 }
 
 /// What is handed on.
@@ -196,6 +225,7 @@ pub fn within_budget(search: &Search) -> bool {
         state.window = window;
         state.heads = 0;
     }
+    state.names = state.names.saturating_add(1);
     state.heads = state.heads.saturating_add(1);
     if state.heads <= HEADS_PER_WINDOW {
         return true;

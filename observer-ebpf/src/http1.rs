@@ -4,9 +4,9 @@ use aya_ebpf::programs::SkBuffContext;
 use sidescope_common::{Counter, HEAD_BYTES, head_format, part};
 
 use crate::bounded::byte_at;
-use crate::egress::{first_word, to_part, unseen};
+use crate::egress::{first_word, print, to_part, unseen};
 use crate::handover::{NAME_BYTES, Name, Piece, claim, hand_on, load, lost, name, release, within_budget};
-use crate::maps::{Scratch, Search, anew, phase};
+use crate::maps::{Look, Scratch, Search, anew, phase};
 use crate::packet::Payload;
 
 /// Bytes of a segment that are searched for the Host header here. A host that stands later is found in user space.
@@ -16,6 +16,14 @@ const SCAN_BYTES: usize = 1024;
 const METHOD: u32 = 8;
 /// Payloads that are shorter hold no whole method and the byte after it.
 const SHORT: u32 = METHOD + 1;
+
+/// Length of `\nHost: `.
+const HOST_HEADER: u32 = 7;
+/// Bytes by which a request is known again.
+const PRINT: u32 = 64;
+
+/// Most bytes of a method that is not listed in [`method_len`], with its blank.
+const OTHER_METHOD: u32 = 15;
 
 /// `\nHost:` with bit 5 of every byte set, as the loop sees it.
 const NEEDLE: u64 = u64::from_be_bytes([0, 0, b'\n' | 0x20, b'h', b'o', b's', b't', b':']);
@@ -40,11 +48,33 @@ pub fn method_len(word: u64) -> Option<u32> {
 /// Whether a payload that begins with these eight bytes may be a request. Of one that is written in tiny pieces only the first
 /// byte can be looked at.
 #[inline(always)]
-pub fn may_be_request(payload: &Payload, word: u64) -> bool {
+pub fn may_be_request(ctx: &SkBuffContext, payload: &Payload, word: u64) -> bool {
+    let first = (word >> 56) as u8;
     if payload.len >= SHORT {
-        return method_len(word).is_some();
+        return method_len(word).is_some()
+            || (first.is_ascii_uppercase() && is_other_method(ctx, payload, word));
     }
-    matches!((word >> 56) as u8, b'G' | b'P' | b'H' | b'D' | b'O' | b'C' | b'T')
+    matches!(first, b'G' | b'P' | b'H' | b'D' | b'O' | b'C' | b'T')
+}
+
+/// Whether a payload begins with a method that is not listed above, and a path: WebDAV, Vault and caches have some.
+#[inline(always)]
+fn is_other_method(ctx: &SkBuffContext, payload: &Payload, word: u64) -> bool {
+    // Of what is too short for that, the longest method would be most.
+    let rest = ctx.load::<[u8; 8]>(payload.offset as usize + 8).map_or(0, u64::from_be_bytes);
+    let mut i = 0;
+    while i < OTHER_METHOD {
+        let byte = if i < 8 { word >> (56 - 8 * i) } else { rest >> (120 - 8 * i) } as u8;
+        if byte == b' ' {
+            let next = if i < 7 { word >> (48 - 8 * i) } else { rest >> (112 - 8 * i) } as u8;
+            return i > 2 && next == b'/';
+        }
+        if !byte.is_ascii_uppercase() && byte != b'-' {
+            return false;
+        }
+        i += 1;
+    }
+    false
 }
 
 /// A request begins where the search has come to, or goes on there.
@@ -87,11 +117,10 @@ fn follow(ctx: &SkBuffContext, search: &mut Search, payload: Payload, end: u32) 
         return;
     }
     let payload = payload.after(end);
-    let is_request = if payload.len >= METHOD {
-        method_len(first_word(ctx, &payload)).is_some()
-    } else {
-        is_part_of_method(ctx, &payload)
-    };
+    let word = first_word(ctx, &payload);
+    let is_request = method_len(word).is_some()
+        || is_part_of_method(&payload, word)
+        || is_other_method(ctx, &payload, word);
     if is_request {
         search.next_seq = payload.seq;
         to_part(ctx, part::HTTP1);
@@ -101,22 +130,13 @@ fn follow(ctx: &SkBuffContext, search: &mut Search, payload: Payload, end: u32) 
 
 /// Whether the few bytes at the end of a packet begin a request. Of less than three of them nobody can tell: they may be a body.
 #[inline(always)]
-fn is_part_of_method(ctx: &SkBuffContext, payload: &Payload) -> bool {
-    let mut word = 0u64;
-    let mut i = 0;
-    while i < METHOD {
-        let byte =
-            if i < payload.len { ctx.load::<u8>((payload.offset + i) as usize).unwrap_or(0) } else { 0 };
-        word = word << 8 | u64::from(byte);
-        i += 1;
-    }
-    if payload.len < 3 {
+fn is_part_of_method(payload: &Payload, word: u64) -> bool {
+    if payload.len < 3 || payload.len >= METHOD {
         return false;
     }
     let missing = (METHOD - payload.len) * 8;
     let begins = |method: &[u8; 8]| (word ^ u64::from_be_bytes(*method)) >> missing == 0;
-    method_len(word).is_some()
-        || begins(b"POST    ")
+    begins(b"POST    ")
         || begins(b"HEAD    ")
         || begins(b"PATCH   ")
         || begins(b"TRACE   ")
@@ -133,8 +153,11 @@ fn has_plain_path(ctx: &SkBuffContext, payload: &Payload) -> bool {
     if payload.len < SHORT {
         return false;
     }
-    let Some(len) = method_len(first_word(ctx, payload)) else { return false };
-    ctx.load::<u8>((payload.offset + len) as usize) == Ok(b'/')
+    let word = first_word(ctx, payload);
+    match method_len(word) {
+        Some(len) => ctx.load::<u8>((payload.offset + len) as usize) == Ok(b'/'),
+        None => is_other_method(ctx, payload, word),
+    }
 }
 
 /// The first segment of a request.
@@ -153,13 +176,13 @@ fn begin(ctx: &SkBuffContext, search: &mut Search, scratch: &mut Scratch, payloa
         let (from, to) = (anew!(scratch.start), anew!(scratch.end));
         search.next_seq = payload.seq;
         match name(ctx, search, scratch, payload.offset + from, to - from, head_format::NAME) {
-            Name::Known => search.known += 1,
-            Name::New => search.known = 0,
+            Name::Known => search.look = look_of(ctx, payload, from, to),
+            Name::New => search.look.print = 0,
         }
         return;
     }
     // The host stands in the target, later than the loop looks, or in a later segment: user space has a look.
-    search.known = 0;
+    search.look.print = 0;
     search.tail = 0;
     if within_budget(search) {
         hand_on_piece(ctx, search, scratch, payload, len);
@@ -167,6 +190,15 @@ fn begin(ctx: &SkBuffContext, search: &mut Search, scratch: &mut Scratch, payloa
             search.next_seq = payload.seq;
         }
     }
+}
+
+/// What to know a request by whose host stands between these places of its payload.
+#[inline(always)]
+fn look_of(ctx: &SkBuffContext, payload: &Payload, from: u32, to: u32) -> Look {
+    let at = from.saturating_sub(HOST_HEADER);
+    // With the name of the header, and the end of its line.
+    let print = if to - at < PRINT { print(ctx, payload, at) } else { 0 };
+    Look { print, at, len: payload.len }
 }
 
 /// Looks for another request behind the one where the search has come to. A program of its own: in the one that looks for the
@@ -185,6 +217,9 @@ pub fn try_pipelined(ctx: &SkBuffContext) {
         find_end_across(search, scratch, len);
         let is_open = anew!(scratch.at) == 0 && payload.len <= SCAN_BYTES as u32 && !ends_head(search.tail);
         search.phase = if is_open { phase::REST } else { phase::BETWEEN };
+        if is_open {
+            search.look.print = 0;
+        }
         search.next_seq = payload.seq.wrapping_add(payload.len);
     } else {
         give_up(search);

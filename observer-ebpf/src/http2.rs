@@ -16,6 +16,8 @@ use crate::packet::{Payload, payload};
 const STEPS: u32 = 48;
 /// Bytes that are read from the packet at once.
 const WINDOW: u32 = 256;
+/// Entries of HPACK's static table.
+const STATIC_ENTRIES: u8 = 61;
 
 /// How a run ended.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -36,19 +38,62 @@ pub fn is_preface(word: u64) -> bool {
     word == u64::from_be_bytes(*b"PRI * HT")
 }
 
-/// Whether a packet begins with the HEADERS frame of a request, as opposed to a response or anything else.
+/// Where the HEADERS frame of a request begins in a packet that begins with a frame; of those before it only a few are passed over.
 #[inline(always)]
-pub fn is_headers_frame(ctx: &SkBuffContext, payload: &Payload, word: u64) -> bool {
+pub fn find_headers(ctx: &SkBuffContext, payload: &Payload) -> Option<u32> {
+    const FRAMES: u32 = 4;
+    let mut at = 0;
+    let mut i = 0;
+    while i < FRAMES {
+        let word = ctx.load::<[u8; 8]>((payload.offset + at) as usize).map_or(u64::MAX, u64::from_be_bytes);
+        if is_headers_frame(ctx, payload.offset + at, word) {
+            return Some(at);
+        }
+        at += u32::from(FRAME_HEADER) + other_frame(word)?;
+        if at >= payload.len {
+            return None;
+        }
+        i += 1;
+    }
+    None
+}
+
+/// Length of the payload of a frame that a client may send before a request; `None`: these eight bytes begin none.
+#[inline(always)]
+fn other_frame(word: u64) -> Option<u32> {
+    let (len, kind, stream) = ((word >> 40) as u32, (word >> 32) as u8, word & 0xff_ffff);
+    let is_one = stream & 0x80_0000 == 0
+        && match kind {
+            0 => len <= 0x4000,
+            2 => len == 5,
+            3 | 8 => len == 4,
+            4 => len <= 0x100 && stream == 0,
+            6 => len == 8 && stream == 0,
+            _ => false,
+        };
+    is_one.then_some(len)
+}
+
+/// Whether these eight bytes, and those after them, are the HEADERS frame of a request, as opposed to a response or anything else.
+#[inline(always)]
+fn is_headers_frame(ctx: &SkBuffContext, at: u32, word: u64) -> bool {
     let (len, kind, flags, stream) = (word >> 40, (word >> 32) as u8, (word >> 24) as u8, word & 0xff_ffff);
     if kind != HEADERS || len == 0 || len > 0x4000 || flags & !0x25 != 0 || stream & 0x80_0000 != 0 {
         return false;
     }
-    let at = payload.offset as usize + usize::from(FRAME_HEADER);
+    let at = at as usize + usize::from(FRAME_HEADER);
     let Ok(last) = ctx.load::<u8>(at - 1) else { return false };
     let field = if flags & FLAG_PRIORITY != 0 { at + PRIORITY as usize } else { at };
     let Ok(field) = ctx.load::<u8>(field) else { return false };
-    // Streams of a client are odd, and a request begins with an indexed :method, :path or :scheme (2 to 7).
-    last & 1 == 1 && (0x82..=0x87).contains(&field)
+    // Streams of a client are odd, and a request begins with a field of :authority, :method, :path or :scheme (1 to 7), one of the dynamic
+    // table, or a new size of that.
+    let is_first = match field {
+        0x81.. => field <= 0x87 || field > 0x80 + STATIC_ENTRIES,
+        0x40.. => (0x41..=0x47).contains(&field),
+        0x20.. => true,
+        _ => (1..8).contains(&(field & 0xf)),
+    };
+    last & 1 == 1 && is_first
 }
 
 #[inline(always)]

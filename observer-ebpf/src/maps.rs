@@ -2,13 +2,14 @@
 
 use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST};
 use aya_ebpf::btf_maps::SkStorage;
+use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray, RingBuf};
 use sidescope_common::http2;
 use sidescope_common::{
     ALL_NAMESPACES, Causes, Counter, DEFAULT_EDGES, DEFAULT_HOSTS, DEFAULT_RING_BYTES, DnsEvent, EdgeKey,
     EdgeState, HEAD_BYTES, HeadEvent, HostKey, MAX_HIT, MAX_OLDER, MAX_PROXY_UIDS, MAX_SOURCES, PORT_WORDS,
-    SourceAddr, SourceKey, part,
+    SourceAddr, SourceKey, loss_time, part,
 };
 
 /// A plain hash, never LRU: an LRU would forget edges that nobody has read yet.
@@ -29,8 +30,8 @@ pub static CGROUPS: HashMap<u64, u64> = HashMap::with_max_entries(MAX_SOURCES, 0
 #[map]
 pub static PROXY_UIDS: HashMap<u32, u64> = HashMap::with_max_entries(MAX_PROXY_UIDS, 0);
 
-/// By cookie of a socket that has no search, its edge: connected before the programs were there, or long-lived and not the first
-/// of its tick. Written by user space.
+/// By cookie of a socket that has no search, its edge: connected before the programs were there, or long-lived and beyond
+/// [`SEARCHED_CONNECTS`](sidescope_common::SEARCHED_CONNECTS). Written by user space.
 #[map]
 pub static OLDER: HashMap<u64, EdgeKey> = HashMap::with_max_entries(MAX_OLDER, BPF_F_NO_PREALLOC);
 
@@ -104,20 +105,32 @@ pub struct Search {
     pub copied: u32,
     /// Number of the request on this socket.
     pub request: u32,
-    /// Millisecond of the last request that was looked at.
+    /// Millisecond of the last packet that was looked at.
     pub last_look: u32,
-    /// Requests in a row whose host was known; on a socket whose beginning was not seen, also packets without a request.
-    pub known: u32,
+    /// What the last request looked like; nothing, if its host was not known.
+    pub look: Look,
     /// One of [`phase`].
     pub phase: u32,
-    /// The last four bytes that were handed on of an HTTP/1 head.
+    /// The last four bytes that were handed on of an HTTP/1 head. Not 0 before anything else was sent: there were empty lines.
     pub tail: u32,
     /// The local address was noted: see [`crate::source::note_address`].
     pub noted: bool,
     /// What was sent before on this connection was not seen.
     pub older: bool,
-    pub reserved: [u8; 2],
+    pub reserved: [u8; 6],
     pub http2: http2::Walk,
+}
+
+/// By what a request is known again that is like the one before it: where its host stands, and what stands there.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct Look {
+    /// A hash of what stands there; 0: nothing is known.
+    pub print: u64,
+    /// Where in the packet's payload it begins.
+    pub at: u32,
+    /// Length of the payload.
+    pub len: u32,
 }
 
 /// A socket that asks a DNS server.
@@ -145,6 +158,8 @@ pub mod phase {
     pub const DONE: u32 = 5;
     /// The host of an HTTP/1 head is known and its end has not come: another request may follow it in a later packet.
     pub const REST: u32 = 6;
+    /// The connection began with something else; TLS may begin behind it.
+    pub const OTHER: u32 = 7;
 }
 
 #[inline(always)]
@@ -163,7 +178,7 @@ pub fn lose(counter: Counter, netns: u64) {
     if note(&netns, counter) {
         return;
     }
-    let none: Causes = [0; size_of::<Causes>()];
+    let none: Causes = [0; size_of::<Causes>() / size_of::<u32>()];
     // A failure is seen at the next line: then it counts for all.
     let _ = LOSSES.insert(&netns, &none, u64::from(BPF_NOEXIST));
     if !note(&netns, counter) {
@@ -176,8 +191,8 @@ pub fn lose(counter: Counter, netns: u64) {
 #[inline(always)]
 fn note(netns: &u64, counter: Counter) -> bool {
     let Some(causes) = LOSSES.get_ptr_mut(netns) else { return false };
-    // SAFETY: a map value, valid for the run of the program; nothing else than 1 is ever written there.
-    unsafe { (*causes)[counter as usize] = 1 };
+    // SAFETY: a map value, valid for the run of the program. Others may write the same word at the same time, and either may stay.
+    unsafe { (*causes)[counter as usize] = loss_time(bpf_ktime_get_ns()) };
     true
 }
 

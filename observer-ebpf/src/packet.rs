@@ -2,6 +2,8 @@
 
 use aya_ebpf::programs::SkBuffContext;
 
+use crate::bounded::{is_zero, within_ipv4_header};
+
 const ETH_P_IP: u16 = 0x0800;
 const ETH_P_IPV6: u16 = 0x86dd;
 const IPV6_HEADER: u32 = 40;
@@ -40,8 +42,18 @@ pub fn payload(ctx: &SkBuffContext) -> Option<Payload> {
             let ip: [u8; 10] = ctx.load(0).ok()?;
             (ip[9], u32::from(ip[0] & 0xf) * 4)
         }
-        // Programs can make the kernel add extension headers to what they send; such packets are passed over.
-        ETH_P_IPV6 => (ctx.load::<u8>(6).ok()?, IPV6_HEADER),
+        ETH_P_IPV6 => {
+            let ip: [u8; 36] = ctx.load(6).ok()?;
+            let (first, [next, words]) = (ip[0], [ip[34], ip[35]]);
+            // What is larger than 64 KiB at once (BIG TCP) has a hop-by-hop header of eight bytes, whose number is 0. Programs can make the
+            // kernel add others to what they send; such packets are passed over.
+            let hop_by_hop = is_zero(first.into());
+            if u64::from(words) * hop_by_hop != 0 {
+                return None;
+            }
+            let header = within_ipv4_header(u64::from(IPV6_HEADER) + 8 * hop_by_hop);
+            (first | (u64::from(next) * hop_by_hop) as u8, header as u32)
+        }
         _ => return None,
     };
     let (seq, length) = match transport {

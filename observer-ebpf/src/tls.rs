@@ -5,13 +5,14 @@ use sidescope_common::{Counter, HEAD_BYTES, head_format};
 
 use crate::bounded::byte_at;
 use crate::egress::unseen;
-use crate::handover::{Piece, hand_on, load, lost, name, with_scratch, within_budget};
+use crate::handover::{Piece, hand_on, load, lost, name, unnamed, with_scratch, within_budget};
 use crate::maps::{Scratch, Search, anew, phase};
 use crate::packet::Payload;
 
 const RECORD_HEADER: usize = 5;
 const HANDSHAKE_HEADER: usize = 4;
-const CLIENT_HELLO: u8 = 1;
+/// Type of the handshake message with which a client begins; the sixth byte of its first record.
+pub const CLIENT_HELLO: u8 = 1;
 /// Version and random.
 const FIXED: usize = 2 + 32;
 const SERVER_NAME: u16 = 0;
@@ -43,6 +44,11 @@ fn read(ctx: &SkBuffContext, search: &mut Search, scratch: &mut Scratch, payload
             }
             Hello::NoName => {
                 search.phase = phase::DONE;
+                unnamed(ctx, search, scratch);
+                return;
+            }
+            Hello::None => {
+                search.phase = phase::DONE;
                 return;
             }
             Hello::Unclear => {
@@ -72,8 +78,10 @@ fn give_up(search: &mut Search) {
 enum Hello {
     /// Where the name stands.
     Name { at: u32, len: u32 },
-    /// The hello has no name, or this is none.
+    /// The hello has no name.
     NoName,
+    /// This is no hello.
+    None,
     /// Cut off, or spread over records.
     Unclear,
 }
@@ -84,7 +92,7 @@ fn find_name(scratch: &mut Scratch, len: usize) -> Hello {
         return Hello::Unclear;
     }
     if byte_at(scratch, RECORD_HEADER) != CLIENT_HELLO {
-        return Hello::NoName;
+        return Hello::None;
     }
     let record = usize::from(word_at(scratch, 3));
     let handshake = usize::from(word_at(scratch, RECORD_HEADER + 2));

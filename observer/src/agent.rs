@@ -1,31 +1,42 @@
 //! `sidescope agent`: watches one node for as long as it runs. Its programs stay in the kernel when it ends, and the next agent goes
-//! on with them. Until there is an aggregator to report to, it prints what it learns.
+//! on with them. What it learns it tells an aggregator, or prints it.
+
+mod pods;
+mod printing;
+mod purge;
+mod reporting;
+mod takeover;
 
 use std::collections::BTreeMap;
-use std::io::{self, BufWriter, Write as _};
 use std::mem;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context as _, anyhow};
-use sidescope_common::{EdgeKey, EdgeState};
-use tokio::time::{Instant, sleep, timeout};
-use tracing::{debug, info, warn};
+use tokio::time::{Instant, sleep, timeout_at};
+use tracing::{info, warn};
 
 use crate::cgroup::{self, Cgroup};
-use crate::changes::{Change, Changes};
 use crate::cli::Agent;
-use crate::losses::Hit;
+use crate::model::names::ObjectName;
+use crate::node_pods::Known;
 use crate::older::Older;
 use crate::probes::pins::{self, Layout, Mark, Other, PinError, Pins, Taken};
-use crate::probes::{ProbeError, Settings};
+use crate::probes::{ProbeError, Probes, Settings, now_ns};
 use crate::report::remedy;
 use crate::scan::By;
+use crate::transport::client::Config;
 use crate::watch::{Failure, Step, Stop, Watch, collect};
+use pods::PodWatch;
+use printing::Printer;
+use purge::purge;
+use reporting::Reporter;
+use takeover::{drain, warn_of_foreign, warn_of_kill};
 
 /// How long to wait for another agent, which may be about to end.
 const OTHER_AGENT: Duration = Duration::from_secs(10);
-/// How long the last scan may take, of the time that an agent has to end.
+/// How long the end may take, of the 5 s that an agent has.
+const END: Duration = Duration::from_millis(4_500);
+/// How long the last scan may take of that.
 const LAST_SCAN: Duration = Duration::from_secs(2);
 /// How often to look whether it has ended.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
@@ -43,6 +54,7 @@ pub async fn run(args: &Agent) -> Result<(), Failure> {
     let setup = |err| Failure::Setup(err);
     let mut stop = Stop::new().map_err(Failure::Setup)?;
     let cgroup = cgroup::open(args.kernel.cgroup.as_deref()).map_err(|err| setup(err.into()))?;
+    let node = pods::node(args.node.as_ref()).map_err(Failure::Setup)?;
     let settings =
         Settings { edges: args.kernel.edges, ring_bytes: args.kernel.ring_bytes, ..Settings::default() };
     let pins = tokio::select! {
@@ -52,7 +64,12 @@ pub async fn run(args: &Agent) -> Result<(), Failure> {
     cgroup.warn_if_empty();
     let taken = pins.take_over(&cgroup.dir, &settings).map_err(|err| setup(err.into()))?;
     let by = args.scanner.clone().unwrap_or(By::ThisProcess);
-    watch(taken, &pins, cgroup, &settings, by, &mut stop).await.map_err(Failure::Run)
+    let aggregator = args.report_to.config(now_ns);
+    let mut agent = Running::start(taken, &pins, cgroup, &settings, by, aggregator).map_err(Failure::Run)?;
+    if let Some(node) = node {
+        agent.watch_pods(node).await;
+    }
+    watch(agent, &mut stop).await.map_err(Failure::Run)
 }
 
 /// Waits for the folder of pins until whoever has it has had time to end.
@@ -75,15 +92,7 @@ async fn hold(bpffs: &Path) -> Result<Pins, PinError> {
 }
 
 /// From the first edge to the last. Whatever ends it, what was read until then is reported.
-async fn watch(
-    taken: Taken,
-    pins: &Pins,
-    cgroup: Cgroup,
-    settings: &Settings,
-    by: By,
-    stop: &mut Stop,
-) -> anyhow::Result<()> {
-    let mut agent = Running::start(taken, pins, cgroup, settings, by)?;
+async fn watch(mut agent: Running<'_>, stop: &mut Stop) -> anyhow::Result<()> {
     let watched = agent.until_told(stop).await;
     let ended = agent.end().await;
     let Err(failure) = watched else { return ended };
@@ -102,6 +111,14 @@ enum Which {
     All,
 }
 
+/// Who is told.
+enum Told {
+    /// Whoever reads the output.
+    Printed(Printer),
+    /// An aggregator.
+    Reported(Reporter),
+}
+
 /// An agent that watches.
 struct Running<'p> {
     watch: Watch,
@@ -113,11 +130,10 @@ struct Running<'p> {
     started: Instant,
     /// The next agent knows that all older connections were listed.
     listed: bool,
-    changes: Changes,
+    told: Told,
+    /// None where nobody watches them.
+    node_pods: Option<PodWatch>,
     losses: BTreeMap<String, u64>,
-    hit: Hit,
-    /// Something could not be printed, and will not be: it counts as told.
-    unprinted: bool,
 }
 
 impl<'p> Running<'p> {
@@ -127,12 +143,14 @@ impl<'p> Running<'p> {
         cgroup: Cgroup,
         settings: &Settings,
         by: By,
+        aggregator: Option<Config>,
     ) -> anyhow::Result<Self> {
         let Taken { mut probes, layout, adopted, others, foreign, refused } = taken;
         if let Some(reason) = refused {
             warn!(%reason, "what an agent of this version has left is not whole: programs were attached anew");
         }
         warn_of_foreign(foreign);
+        note_cgroups(&mut probes, &cgroup.path)?;
         let older = match adopted {
             Some(adopted) => Older::adopted(probes.older()?, adopted.listed),
             None => Older::default(),
@@ -152,23 +170,22 @@ impl<'p> Running<'p> {
             // From here on it is this agent that may be killed.
             other.mark_reported()?;
         }
+        let told = match aggregator {
+            None => Told::Printed(Printer::default()),
+            Some(aggregator) => Told::Reported(Reporter::start(aggregator, &watch.probes.times()?)),
+        };
         let listed = watch.older.is_complete();
-        let adopted = adopted.is_some();
-        let (changes, losses) = (Changes::default(), BTreeMap::new());
+        let (adopted, losses) = (adopted.is_some(), BTreeMap::new());
         let started = Instant::now();
-        Ok(Self {
-            watch,
-            pins,
-            layout,
-            others,
-            adopted,
-            started,
-            listed,
-            changes,
-            losses,
-            hit: Hit::default(),
-            unprinted: false,
-        })
+        Ok(Self { watch, pins, layout, others, adopted, started, listed, told, node_pods: None, losses })
+    }
+
+    /// Watches the pods of this node in Kubernetes, if it can.
+    async fn watch_pods(&mut self, node: ObjectName) {
+        self.node_pods = PodWatch::start(node).await;
+        if self.node_pods.is_some() {
+            self.watch.expect_pods();
+        }
     }
 
     async fn until_told(&mut self, stop: &mut Stop) -> anyhow::Result<()> {
@@ -179,9 +196,13 @@ impl<'p> Running<'p> {
         loop {
             tokio::select! {
                 () = stop.told() => return Ok(()),
-                step = self.watch.step() => if step? == Step::Tick {
-                    self.tick()?;
+                step = self.watch.step() => match step? {
+                    Step::Tick => self.tick()?,
+                    Step::Taken => if let Told::Reported(reporter) = &mut self.told {
+                        reporter.flush(&mut self.watch)?;
+                    },
                 },
+                Some(pods) = news_of(&mut self.node_pods) => self.watch.take_pods(pods)?,
             }
         }
     }
@@ -190,13 +211,17 @@ impl<'p> Running<'p> {
         self.pins.check(&self.layout)?;
         self.read_rings();
         self.drain_if_due()?;
-        self.report(Which::Tellable)?;
-        self.forget()?;
         if !self.listed && self.watch.older.is_complete() {
+            let now = now_ns();
+            self.watch.probes.keep_listed(now)?;
             self.layout.mark(Mark::Listed)?;
             self.listed = true;
+            if let Told::Reported(reporter) = &mut self.told {
+                reporter.listed(now);
+            }
         }
-        Ok(())
+        self.report(Which::Tellable)?;
+        self.forget()
     }
 
     /// Reads what other layouts have recorded. Their programs stay attached.
@@ -252,28 +277,37 @@ impl<'p> Running<'p> {
 
     /// Forgets what was told of pods that are gone. Other layouts would only bring it back.
     fn forget(&mut self) -> anyhow::Result<()> {
-        if self.others.is_empty() {
-            let forgotten = self.watch.forget(|key, observed| self.changes.is_told(key, observed))?;
-            self.changes.forget(&forgotten);
-            self.changes.keep(self.watch.collector.edges());
+        if !self.others.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        match &mut self.told {
+            Told::Printed(printer) => printer.forget(&mut self.watch),
+            Told::Reported(reporter) => reporter.forget(&mut self.watch),
+        }
     }
 
     /// Reads and reports what is left, as far as it can.
-    async fn end(&mut self) -> anyhow::Result<()> {
+    async fn end(mut self) -> anyhow::Result<()> {
+        let deadline = Instant::now() + END;
         let mut taken = self.take_all();
         if self.watch.holds_any() {
-            match timeout(LAST_SCAN, self.watch.last_scan()).await {
+            match timeout_at((Instant::now() + LAST_SCAN).min(deadline), self.watch.last_scan()).await {
                 Ok(scanned) => taken = taken.and(scanned),
                 Err(_) => warn!("network namespaces could not be looked at in time"),
             }
         }
         self.watch.collector.finish();
-        self.report(Which::All)?;
+        let reported = self.report(Which::All);
+        // What another has put in the place of the programs watches nothing for this agent.
+        let lasting = taken.is_ok() && self.pins.check(&self.layout).is_ok();
+        let all_told = match self.told {
+            Told::Printed(printer) => printer.end(&mut self.watch),
+            Told::Reported(reporter) => reporter.end(&mut self.watch, lasting, deadline).await,
+        };
+        reported?;
         taken?;
         // Another agent's marks are its own.
-        if !self.unprinted && self.pins.holds(&self.layout)? {
+        if all_told? && self.pins.holds(&self.layout)? {
             self.layout.mark(Mark::Reported)?;
             info!(
                 "ended; the programs stay attached and record for the next agent (`sidescope agent --purge` removes them)"
@@ -282,113 +316,47 @@ impl<'p> Running<'p> {
         Ok(())
     }
 
-    /// Prints what is new.
+    /// Tells what is new.
     fn report(&mut self, which: Which) -> anyhow::Result<()> {
         let losses = self.watch.losses();
-        if let Ok(losses) = &losses {
-            self.losses.clone_from(losses);
-        }
-        let hit = self.watch.hit();
-        if let Ok(hit) = &hit {
-            self.hit.clone_from(hit);
-        }
-        for cause in self.losses.keys().filter(|cause| !self.changes.has_told_loss(cause)) {
+        let known = losses.as_ref().map_or_else(|_| self.losses.clone(), Clone::clone);
+        for cause in known.keys().filter(|cause| !self.losses.contains_key(*cause)) {
             if let Some(remedy) = remedy(cause) {
                 warn!(%cause, remedy, "not all can be recorded");
             }
         }
-        let changes = match which {
-            Which::Tellable => self.changes.tell(self.watch.tellable(), &self.hit, &self.losses),
-            Which::All => self.changes.tell(self.watch.collector.edges(), &self.hit, &self.losses),
-        };
-        if !changes.is_empty() {
-            debug!(lines = changes.len(), "reporting");
-            let printed = print(&changes).context("cannot print what was seen");
-            self.unprinted |= printed.is_err();
-            printed?;
+        let are_news = known != self.losses;
+        self.losses = known;
+        match &mut self.told {
+            Told::Printed(printer) => printer.tell(&mut self.watch, &self.losses, which)?,
+            Told::Reported(reporter) => match which {
+                Which::Tellable => reporter.tell(&mut self.watch)?,
+                Which::All => reporter.tell_edges(&mut self.watch, which)?,
+            },
+        }
+        if are_news {
             self.watch.probes.mark_told(&self.losses)?;
         }
         losses?;
-        hit?;
         Ok(())
     }
 }
 
-fn print(changes: &[Change<'_>]) -> anyhow::Result<()> {
-    let mut out = BufWriter::new(io::stdout().lock());
-    for change in changes {
-        serde_json::to_writer(&mut out, change)?;
-        out.write_all(b"\n")?;
-    }
-    Ok(out.flush()?)
-}
-
-/// Takes over what another layout knew, and takes its programs off. Returns the edges that did not come into the own set.
-fn drain(other: &Other, watch: &mut Watch) -> Result<Vec<(EdgeKey, EdgeState)>, PinError> {
-    let collector = &mut watch.collector;
-    let drained = other.drain(&mut watch.probes, |record| collect(collector, record))?;
-    for _ in 0..drained.proxies_beyond {
-        collector.too_many_proxies(None);
-    }
-    info!(
-        layout = other.name,
-        moved = drained.moved,
-        kept = drained.kept.len(),
-        "took over from another layout"
-    );
-    if let Some(reason) = drained.lost {
-        collector.unreadable_layout();
-        warn!(
-            layout = other.name,
-            %reason,
-            "edges of an agent of another version cannot be read and are lost, as far as it had not reported them; those of connections \
-             that are open come again by themselves. Before the next such change, let the agent end by SIGTERM: it then reports all"
-        );
-    }
-    Ok(drained.kept)
-}
-
-fn warn_of_kill() {
-    warn!(
-        "the agent before this one has not reported to its end (killed, or it failed): host names that it had read are known again \
-         with the next request that names them"
-    );
-}
-
-fn warn_of_foreign(foreign: io::Result<Vec<u32>>) {
-    match foreign {
-        Ok(programs) if programs.is_empty() => {}
-        Ok(programs) => warn!(
-            ?programs,
-            "programs of Sidescope that this agent does not keep are attached to the cgroup: another agent (with another --bpffs) or \
-             `sidescope observe` runs, or an agent has left them (`sidescope agent --purge --bpffs` with its path removes them). Both see \
-             the same connections, and each costs as much"
-        ),
-        Err(reason) => debug!(%reason, "the programs of other agents cannot be looked for"),
+/// What is new of the pods; waits for ever where nobody watches them.
+async fn news_of(pods: &mut Option<PodWatch>) -> Known {
+    match pods {
+        Some(pods) => pods.next().await,
+        None => std::future::pending().await,
     }
 }
 
-fn purge(bpffs: &Path) -> Result<(), Failure> {
-    let elsewhere = |what, path: &Path| {
-        Failure::Setup(anyhow!(
-            "nothing was removed: there is no {what} {}, so no agent keeps anything there; name the place that the agent was given \
-             (--bpffs)",
-            path.display()
-        ))
-    };
-    let removed = pins::purge(bpffs).map_err(|err| match err {
-        err @ PinError::Io { .. } => Failure::Run(err.into()),
-        // It may be kept elsewhere: to say that nothing is left would not be true.
-        PinError::NoBpffs { path } => elsewhere("BPF file system at", &path),
-        PinError::NoDirectory { path } => elsewhere("directory", &path),
-        err => Failure::Setup(err.into()),
-    })?;
-    let mut text = String::new();
-    for pins::Removed { dir, links, maps } in &removed {
-        text += &format!("removed {}: {links} attached programs, {maps} maps\n", dir.display());
+/// Keeps which cgroups there were when the programs were attached, for all agents that go on with these.
+fn note_cgroups(probes: &mut Probes, cgroup: &Path) -> anyhow::Result<()> {
+    if probes.times()?.newest_cgroup == u64::MAX
+        // Where they cannot be listed, it may have been any.
+        && let Ok(pods) = cgroup::of_pods(cgroup)
+    {
+        probes.keep_newest_cgroup(pods.into_values().max().unwrap_or(0))?;
     }
-    if removed.is_empty() {
-        text = format!("nothing to remove in {}\n", bpffs.display());
-    }
-    io::stdout().write_all(text.as_bytes()).context("cannot print what was removed").map_err(Failure::Run)
+    Ok(())
 }

@@ -92,14 +92,22 @@ pub fn attribute(index: &MeshIndex<'_>, flows: &[Flow], watched: &BTreeMap<Workl
 struct Collected {
     dependencies: BTreeMap<(Host, Namespace), BTreeMap<u16, PortUse>>,
     direct: BTreeMap<(WorkloadRef, IpAddr, u16), DirectCall>,
-    unresolved: BTreeMap<(IpAddr, u16, UnresolvedReason), (BTreeSet<Host>, u64)>,
+    unresolved: BTreeMap<(IpAddr, u16, UnresolvedReason), NoPlace>,
+}
+
+/// What is known of a destination that has no place in the mesh.
+#[derive(Default)]
+struct NoPlace {
+    hosts: BTreeSet<Host>,
+    host_unknown: bool,
+    connects: u64,
 }
 
 /// Uses of services, by host, namespace and port.
 pub type Uses<'m> = BTreeMap<(&'m Host, &'m Namespace, u16), PortUse>;
 
 /// What one flow says.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Finding<'m> {
     /// Which services it went to, or named.
     pub uses: Uses<'m>,
@@ -109,6 +117,16 @@ pub struct Finding<'m> {
     pub unresolved: Option<UnresolvedReason>,
     /// Hosts that it named and that nothing in the mesh has.
     pub unknown_hosts: BTreeSet<Host>,
+}
+
+impl Finding<'_> {
+    /// Whether the other one, of the same flow at another time, says the same.
+    pub fn says_the_same(&self, other: &Self) -> bool {
+        let called = |found: &Self| found.direct.as_ref().map(|call| call.workload.clone());
+        self.unresolved == other.unresolved
+            && called(self) == called(other)
+            && self.uses.keys().eq(other.uses.keys())
+    }
 }
 
 /// Finds what a flow says.
@@ -204,9 +222,10 @@ impl Collected {
         }
         if let Some(reason) = found.unresolved {
             let key = (address, flow.port, reason);
-            let (hosts, connects) = self.unresolved.entry(key).or_default();
-            hosts.extend(found.unknown_hosts);
-            *connects = connects.saturating_add(flow.connects);
+            let known = self.unresolved.entry(key).or_default();
+            known.hosts.extend(found.unknown_hosts);
+            known.host_unknown |= flow.host_unknown;
+            known.connects = known.connects.saturating_add(flow.connects);
         }
         for ((host, namespace, port), port_use) in found.uses {
             let key = (host.clone(), namespace.clone());
@@ -221,13 +240,14 @@ impl Collected {
     fn unresolved_of(&self, workload: &WorkloadRef) -> Vec<Unresolved> {
         let unresolved = self.unresolved.iter();
         unresolved
-            .map(|((address, port, reason), (hosts, connects))| Unresolved {
+            .map(|((address, port, reason), known)| Unresolved {
                 workload: workload.clone(),
                 address: *address,
                 port: *port,
-                hosts: hosts.clone(),
+                hosts: known.hosts.clone(),
+                host_unknown: known.host_unknown,
                 reason: *reason,
-                connects: *connects,
+                connects: known.connects,
             })
             .collect()
     }

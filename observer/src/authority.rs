@@ -15,6 +15,9 @@ pub enum HeadError {
     /// They are no request head.
     #[error("not an HTTP request head")]
     NotHttp,
+    /// They are no HTTP at all, but another protocol that is made of lines.
+    #[error("another protocol than HTTP")]
+    OtherProtocol,
     /// The host is not a DNS name, or named twice.
     #[error("the request names a malformed host")]
     BadHost,

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{DirEntryExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
@@ -128,6 +128,38 @@ pub fn pods(path: &Path) -> io::Result<HashMap<u64, PodUid>> {
     Ok(pods)
 }
 
+/// How deep below the watched cgroup the pods' own cgroups lie at most: below the kubelet's, and that of a class of service.
+const POD_DEPTH: usize = 3;
+
+/// The cgroups of pods below `path`, each with its number: it grows with every cgroup that is made.
+///
+/// # Errors
+/// When `path` itself cannot be read.
+pub fn of_pods(path: &Path) -> io::Result<HashMap<PodUid, u64>> {
+    let mut pods = HashMap::new();
+    let mut below = vec![(path.to_owned(), 1)];
+    while let Some((dir, depth)) = below.pop() {
+        let entries = match fs::read_dir(&dir) {
+            Err(err) if dir == path => return Err(err),
+            Err(_) => continue,
+            Ok(entries) => entries,
+        };
+        for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+            match binding::pod_of(Path::new(&entry.file_name())) {
+                // Where there are two, as while it moves, it is as old as the older one.
+                Some(pod) => drop(
+                    pods.entry(pod)
+                        .and_modify(|known: &mut u64| *known = entry.ino().min(*known))
+                        .or_insert(entry.ino()),
+                ),
+                None if depth < POD_DEPTH => below.push((entry.path(), depth + 1)),
+                None => {}
+            }
+        }
+    }
+    Ok(pods)
+}
+
 /// Where the cgroup2 hierarchy is mounted.
 pub(crate) fn cgroup2_root() -> Result<PathBuf, CgroupError> {
     let mounts = Process::myself().and_then(|me| me.mountinfo()).map_err(CgroupError::Mounts)?;
@@ -143,6 +175,14 @@ pub(crate) fn cgroup2_root() -> Result<PathBuf, CgroupError> {
 /// # Errors
 /// When `path` itself cannot be read.
 pub fn processes(path: &Path) -> io::Result<Vec<u32>> {
+    Ok(processes_of_pods(path)?.into_iter().map(|(pid, _)| pid).collect())
+}
+
+/// The same, each with the pod in whose cgroup it is.
+///
+/// # Errors
+/// When `path` itself cannot be read.
+pub fn processes_of_pods(path: &Path) -> io::Result<Vec<(u32, Option<PodUid>)>> {
     let mut pids = Vec::new();
     let mut below = vec![path.to_owned()];
     while let Some(dir) = below.pop() {
@@ -151,9 +191,10 @@ pub fn processes(path: &Path) -> io::Result<Vec<u32>> {
             Err(_) => continue,
             Ok(entries) => entries,
         };
+        let pod = binding::pod_of(dir.strip_prefix(path).unwrap_or(&dir));
         // A threaded cgroup does not tell; its domain above does.
         let procs = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
-        pids.extend(procs.lines().filter_map(|line| line.parse::<u32>().ok()));
+        pids.extend(procs.lines().filter_map(|line| Some((line.parse::<u32>().ok()?, pod.clone()))));
         let dirs = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
         below.extend(dirs.map(|entry| entry.path()));
     }
@@ -176,5 +217,33 @@ mod tests {
         assert_eq!(found.len(), mine.len());
         assert!(mine.iter().all(|path| found.get(&ino(path)).is_some_and(|pod| pod.as_str() == "a-1")));
         assert!(pods(&root.path().join("none")).is_err());
+    }
+
+    #[test]
+    fn pods_are_found_with_the_number_of_their_own_cgroup() {
+        let root = tempfile::tempdir().unwrap();
+        for dir in ["burstable/poda-1/c/podb-1", "podc-1", "kubepods.slice/x.slice/y.slice/podd-1"] {
+            fs::create_dir_all(root.path().join(dir)).unwrap();
+        }
+        let ino = |dir: &str| fs::metadata(root.path().join(dir)).unwrap().ino();
+        let uid = |name: &str| PodUid::new(name).unwrap();
+        let expected = HashMap::from([(uid("a-1"), ino("burstable/poda-1")), (uid("c-1"), ino("podc-1"))]);
+        assert_eq!(of_pods(root.path()).unwrap(), expected);
+        assert!(of_pods(&root.path().join("none")).is_err());
+    }
+
+    #[test]
+    fn processes_are_told_with_the_pod_in_whose_cgroup_they_are() {
+        let root = tempfile::tempdir().unwrap();
+        for (dir, pid) in
+            [("", "1"), ("besteffort", "2"), ("besteffort/poda-1", "3"), ("besteffort/poda-1/c", "4")]
+        {
+            fs::create_dir_all(root.path().join(dir)).unwrap();
+            fs::write(root.path().join(dir).join("cgroup.procs"), format!("{pid}\n")).unwrap();
+        }
+        let mut found = processes_of_pods(root.path()).unwrap();
+        found.sort();
+        let pod = || Some(PodUid::new("a-1").unwrap());
+        assert_eq!(found, [(1, None), (2, None), (3, pod()), (4, pod())]);
     }
 }

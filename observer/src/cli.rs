@@ -1,13 +1,18 @@
 //! The command line.
 
+mod report_to;
+
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use sidescope_common::{DEFAULT_EDGES, DEFAULT_RING_BYTES};
 
+use crate::model::names::{Namespace, ObjectName};
 use crate::scan::By;
 use crate::scanner::Client;
+pub use report_to::ReportTo;
 
 /// Watches what the workloads of an Istio mesh connect to, and writes their Sidecar resources.
 #[derive(Debug, Parser)]
@@ -28,12 +33,17 @@ pub enum Command {
     Observe(Observe),
     /// Watch this machine's workloads for as long as it runs, and record what they connect to even while it does not.
     ///
-    /// Prints JSON lines: one for each edge (network namespace, user, destination) that is new or has changed, once a second, and the
+    /// Reports to an aggregator with `--aggregator`. Without it this prints JSON lines: one for each edge (network namespace, user, destination) that is new or has changed, once a second, and the
     /// losses by cause when they change: those since the last such line of the agent before it. Kernel programs and maps are pinned in a BPF file system: they stay when this ends, by SIGTERM,
     /// SIGINT or otherwise, and the next agent goes on with them. `--purge` removes them.
     ///
     /// Needs root, Linux 5.10 or later, a cgroup2 hierarchy and a BPF file system.
     Agent(Agent),
+    /// Collect what the agents of a cluster tell, and keep it in a WorkloadDependencies object for each workload.
+    ///
+    /// Watches the whole cluster, to tell whose an address was when something connected to it. Of several replicas one leads; the others
+    /// are ready to take over. Needs the custom resource of deploy/crds. Reaches the API server as a pod does, or by KUBECONFIG.
+    Aggregator(Box<Aggregator>),
     /// List the addresses and open connections of this machine's pods for an agent that may not enter their network namespaces.
     ///
     /// Needs the capabilities SYS_ADMIN and SYS_PTRACE, gives up all others, and in a container the host's process namespace
@@ -84,16 +94,61 @@ pub struct Agent {
     pub bpffs: PathBuf,
     /// Instead of watching, remove all that agents have left in the kernel: programs, maps and folders, of every version. Where there is
     /// no BPF file system, that is an error: it may be elsewhere
-    #[arg(long, conflicts_with_all = ["cgroup", "edges", "ring_bytes", "scanner"])]
+    #[arg(long, conflicts_with_all = ["cgroup", "edges", "ring_bytes", "scanner", "aggregator", "node"])]
     pub purge: bool,
     /// Who enters the network namespaces of the pods, which takes SYS_ADMIN and SYS_PTRACE: the `sidescope scanner` at this socket, or
     /// with `none` nobody (connections from before the programs are missing then, pods are known by their connections' own
     /// address, and what the proxy of a pod with `hostUsers: false` does counts as its workload's); without it this process
     #[arg(long, value_name = "PATH|none", value_parser = by)]
     pub scanner: Option<By>,
+    /// Whom to tell what is learnt
+    #[command(flatten)]
+    pub report_to: ReportTo,
+    /// Name of this node in Kubernetes: watch its pods there, to know which are on the host's network and which user their proxy is where
+    /// that is not 1337. Without it the variable NODE_NAME tells; if nothing does, pods are not watched
+    #[arg(long, value_name = "NAME")]
+    pub node: Option<ObjectName>,
     /// What to watch, and with which sizes
     #[command(flatten)]
     pub kernel: Kernel,
+}
+
+/// Options of `sidescope aggregator`.
+#[derive(Debug, Args)]
+pub struct Aggregator {
+    /// Where agents connect to
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "0.0.0.0:15443")]
+    pub listen: SocketAddr,
+    /// Namespace of the aggregator and of its agents; without it POD_NAMESPACE, else that of its service account, else that of the
+    /// kubeconfig
+    #[arg(long, value_name = "NAME")]
+    pub namespace: Option<Namespace>,
+    /// Name of this replica, which no other has; without it POD_NAME, else the name of the machine
+    #[arg(long, value_name = "NAME")]
+    pub pod_name: Option<ObjectName>,
+    /// Address at which agents reach this replica; without it POD_IP, else that of --listen
+    #[arg(long, value_name = "ADDRESS")]
+    pub pod_ip: Option<IpAddr>,
+    /// Name of the Service under which agents look for it. Its Lease is named so, too, its Secret and ConfigMap after it: NAME-tls holds
+    /// certificates, and NAME-ca the authorities that agents are to trust
+    #[arg(long, value_name = "NAME", default_value = "sidescope-aggregator")]
+    pub service: ObjectName,
+    /// Service account of the agents, in the same namespace
+    #[arg(long, value_name = "NAME", default_value = "sidescope-agent")]
+    pub agent_service_account: ObjectName,
+    /// File with a certificate for the Service's DNS name, and those between it and its authority, in PEM form; without it the
+    /// aggregator makes its own
+    #[arg(long, value_name = "FILE", requires = "key")]
+    pub certificate: Option<PathBuf>,
+    /// File with the certificate's key
+    #[arg(long, value_name = "FILE", requires = "certificate")]
+    pub key: Option<PathBuf>,
+    /// How long the record of a workload is kept that is gone
+    #[arg(long, value_name = "DURATION", default_value = "30d", value_parser = humantime::parse_duration)]
+    pub retention: Duration,
+    /// Most services that are recorded of a workload; one that calls more is marked as broad
+    #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u16).range(1..=200))]
+    pub max_destinations: u16,
 }
 
 /// A socket of this name can be given as `./none`.
@@ -176,8 +231,11 @@ mod tests {
 
     #[test]
     fn the_commands_in_the_readme_are_ones_that_it_takes() {
-        let lines =
-            include_str!("../../README.md").lines().filter_map(|line| line.strip_prefix("sudo sidescope "));
+        let texts = [include_str!("../../README.md"), include_str!("../../docs/aggregator.md")];
+        let lines = texts
+            .iter()
+            .flat_map(|text| text.lines())
+            .filter_map(|line| line.strip_prefix("sudo ").unwrap_or(line).strip_prefix("sidescope "));
         let mut kinds = std::collections::BTreeSet::new();
         for line in lines {
             let words =
@@ -187,9 +245,10 @@ mod tests {
                 Command::Observe(_) => "observe",
                 Command::Agent(_) => "agent",
                 Command::Scanner(_) => "scanner",
+                Command::Aggregator(_) => "aggregator",
             });
         }
-        assert_eq!(kinds.into_iter().collect::<Vec<_>>(), ["agent", "observe", "scanner"]);
+        assert_eq!(kinds.into_iter().collect::<Vec<_>>(), ["agent", "aggregator", "observe", "scanner"]);
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! Gathers what the kernel reports: edges, their hosts, and what was lost. Pure; bounded by the size of the kernel's edge set
 //! and by [`MAX_EXISTING`].
 
+mod observed;
+
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::mem;
@@ -13,6 +15,7 @@ use crate::heads::{Heads, Outcome, Unreadable};
 use crate::losses::{Hit, Loss};
 use crate::model::names::Host;
 use crate::sockets::Socket;
+pub use observed::{Changed, MAX_CHANGED, Observed};
 
 /// Most hosts that are kept of one edge. More than that is a proxy or a scanner: the edge counts as incomplete.
 pub const MAX_HOSTS_PER_EDGE: usize = 256;
@@ -23,32 +26,6 @@ const MAX_NAMES_PER_EDGE: usize = 8;
 pub const MAX_EXISTING: usize = sidescope_common::DEFAULT_EDGES as usize;
 /// Most proxies of pods with user namespaces of their own that are known; more pods than a machine has in weeks.
 pub const MAX_PROXIES: usize = 16_384;
-
-/// What is known of one edge.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Observed {
-    /// Connects.
-    pub connects: u64,
-    /// Those of them that are not in the kernel's own set, but in that of other programs.
-    pub elsewhere: u64,
-    /// Hosts that its requests named.
-    pub hosts: BTreeSet<Host>,
-    /// There was a request whose host is not known.
-    pub host_unknown: bool,
-    /// There was a request that named no host, or an address in its place.
-    pub unnamed: bool,
-    /// Names by which a DNS server had told the namespace this address when it was connected to.
-    pub names: BTreeSet<Host>,
-    /// Time of the last connect that was looked up in DNS answers; nanoseconds of CLOCK_MONOTONIC.
-    pub looked_up: u64,
-    /// When a connection of it was last among the open ones; the same clock.
-    pub listed: u64,
-    /// A connection of it was open when the sockets were last listed and it was among them. Without a connect this connection is
-    /// older than the watch.
-    pub existing: bool,
-    /// Some connection of it has no search for hosts in the kernel, unless that was told of it.
-    pub unsearched: bool,
-}
 
 /// What a request told.
 enum Told {
@@ -70,6 +47,9 @@ pub struct Collector {
     proxies: HashSet<(Option<u64>, u32)>,
     losses: BTreeMap<Loss, u64>,
     hit: Hit,
+    /// What of that is new since somebody asked.
+    new_hit: Hit,
+    changed: Changed,
     /// See [`Collector::is_unsearched`].
     unsearched: HashSet<(Addr, u32, u16)>,
     hosts: usize,
@@ -84,13 +64,15 @@ impl Collector {
         }
         let observed = self.edges.entry(event.key).or_default();
         observed.connects = observed.connects.max(1);
+        observed.used_at(event.time_ns, event.time_ns);
+        self.changed.add(event.key);
         look_up(&self.answers, &event.key, observed, event.time_ns);
     }
 
     /// A DNS message that a workload received.
     pub fn dns(&mut self, event: &DnsEvent, bytes: &[u8]) {
         for netns in self.answers.take(event, bytes) {
-            self.hit.note(Some(netns), Loss::DnsAnswer.name());
+            self.note(Some(netns), Loss::DnsAnswer.name());
         }
     }
 
@@ -108,7 +90,7 @@ impl Collector {
             Outcome::Host(host) => self.told(event.key, Told::Host(host)),
             // Later pieces of a head whose host has been told come to this as well, and only first ones say it of themselves.
             Outcome::NoName if event.offset == 0 => self.told(event.key, Told::Unnamed),
-            Outcome::NoName | Outcome::Waiting => {}
+            Outcome::NoName | Outcome::NoRequest | Outcome::Waiting => {}
             Outcome::Unreadable(why) => self.unreadable(event.key, why),
         }
     }
@@ -175,6 +157,9 @@ impl Collector {
         };
         observed.existing = true;
         observed.listed = now;
+        if observed.first_ns == 0 {
+            observed.first_ns = now;
+        }
         Some(key)
     }
 
@@ -268,7 +253,7 @@ impl Collector {
     pub fn unlisted(&mut self, count: u64) {
         if count > 0 {
             *self.losses.entry(Loss::TooManyExisting).or_default() += count;
-            self.hit.note(None, Loss::TooManyExisting.name());
+            self.note(None, Loss::TooManyExisting.name());
         }
     }
 
@@ -282,6 +267,12 @@ impl Collector {
     /// The edges.
     pub fn edges(&self) -> &HashMap<EdgeKey, Observed> {
         &self.edges
+    }
+
+    /// Edges that events have told something new of since this was last asked. Those that only the set or a scan has told are not among
+    /// them.
+    pub fn take_changed(&mut self) -> Changed {
+        mem::take(&mut self.changed)
     }
 
     /// Number of hosts of all edges.
@@ -304,6 +295,11 @@ impl Collector {
         &self.hit
     }
 
+    /// Which of them they have hit since this was last asked.
+    pub fn take_new_hit(&mut self) -> Hit {
+        mem::take(&mut self.new_hit)
+    }
+
     fn is_left_out(&self, key: &EdgeKey) -> bool {
         let known = |netns| self.proxies.contains(&(netns, key.uid));
         known(Some(key.netns)) || known(None)
@@ -321,6 +317,7 @@ impl Collector {
             return;
         }
         let observed = self.edges.entry(key).or_default();
+        self.changed.add(key);
         let host = match told {
             Told::Host(host) => host,
             Told::Unnamed => {
@@ -343,7 +340,12 @@ impl Collector {
     /// `None`: it may have hit any namespace.
     fn count(&mut self, loss: Loss, netns: Option<u64>) {
         *self.losses.entry(loss).or_default() += 1;
-        self.hit.note(netns, loss.name());
+        self.note(netns, loss.name());
+    }
+
+    fn note(&mut self, netns: Option<u64>, cause: &'static str) {
+        self.hit.note(netns, cause);
+        self.new_hit.note(netns, cause);
     }
 }
 
@@ -351,6 +353,9 @@ impl Collector {
 fn look_at_state(answers: &Answers, key: &EdgeKey, observed: &mut Observed, state: &EdgeState) {
     // Only user space puts an edge without a connect into the set, for a connection that is older.
     observed.existing |= state.connects == 0;
+    if state.connects > 0 {
+        observed.used_at(state.first_ns, state.last_ns);
+    }
     if observed.looked_up != state.last_ns {
         look_up(answers, key, observed, state.last_ns);
     }
@@ -416,7 +421,10 @@ mod tests {
             first_ns: 1,
             last_ns: 2,
             connects,
-            settled_tick: 0,
+            tick: 0,
+            spent: 0,
+            names: 0,
+            reserved: 0,
             window: 0,
             heads: 0,
             flags,
@@ -545,7 +553,10 @@ mod tests {
         let addr = "::ffff:10.0.0.1".parse::<Ipv6Addr>().unwrap().octets();
         let key = EdgeKey { netns: 7, addr, uid: 5, port: 80, reserved: 0 };
         assert_eq!(collector.edges().len(), 2);
-        assert_eq!(collector.edges()[&key], Observed { existing: true, listed: 5, ..Observed::default() });
+        assert_eq!(
+            collector.edges()[&key],
+            Observed { existing: true, listed: 5, first_ns: 5, ..Observed::default() }
+        );
         collector.sweep([(key, state(3, 0))]);
         let observed = &collector.edges()[&key];
         assert_eq!((observed.existing, observed.connects), (true, 3));
@@ -638,7 +649,10 @@ mod tests {
         assert_eq!(collector.proxies, HashSet::from([(Some(2), 5)]));
         // The same again is new.
         collector.sweep([(gone, state(1, 0))]);
-        assert_eq!(collector.edges()[&gone], Observed { connects: 1, looked_up: 2, ..Observed::default() });
+        assert_eq!(
+            collector.edges()[&gone],
+            Observed { connects: 1, first_ns: 1, last_ns: 2, looked_up: 2, ..Observed::default() }
+        );
         collector.finish();
         assert_eq!(collector.losses()[&Loss::Head(Unreadable::MissingPiece)], 2);
     }

@@ -84,7 +84,8 @@ impl Coverage {
         }
     }
 
-    /// A pod of the workload is there, and may have connected from then on. To be told once of each.
+    /// A pod of the workload is there, and may have connected from then on. To be told once of each, and again of one that was taken for
+    /// ended and is not.
     pub fn start(&mut self, pod: &PodUid, workload: &WorkloadRef, from: Time) {
         let workload = match self.workloads.get_key_value(workload) {
             Some((workload, _)) => Arc::clone(workload),
@@ -92,13 +93,20 @@ impl Coverage {
         };
         let begin = from.max(self.known_since);
         let new = || Watched { frontier: begin, since: begin, ..Watched::default() };
+        if let Some(other) =
+            self.pods.insert(pod.clone(), Arc::clone(&workload)).filter(|other| *other != workload)
+        {
+            // It was taken for another workload's.
+            if let Some(other) = self.workloads.get_mut(&other) {
+                other.pods.remove(pod);
+            }
+        }
         let watched = self.workloads.entry(Arc::clone(&workload)).or_insert_with(new);
         // It was there already while others were taken for all.
         watched.take_back(from, watched.frontier);
         let lossy = (Time(i64::MIN), Time(i64::MIN));
         let new = Pod { from, until: None, reported: from, stretches: Vec::new(), lossy };
-        watched.pods.entry(pod.clone()).or_insert(new);
-        self.pods.insert(pod.clone(), workload);
+        watched.pods.entry(pod.clone()).and_modify(|known| known.until = None).or_insert(new);
     }
 
     /// The pod has ended, and has not connected any more after `until`.

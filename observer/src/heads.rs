@@ -23,6 +23,8 @@ pub enum Outcome {
     Host(Host),
     /// The request names no host, or an address.
     NoName,
+    /// It is no request, but another protocol.
+    NoRequest,
     /// The next piece may tell.
     Waiting,
     /// The host of a request cannot be told.
@@ -61,9 +63,11 @@ impl Heads {
     /// Takes one piece. `evicted` is told the edge of a head that had to be given up for this one.
     pub fn feed(&mut self, event: &HeadEvent, piece: &[u8], mut evicted: impl FnMut(EdgeKey)) -> Outcome {
         if event.offset == 0 {
-            if self.partial.remove(&event.socket).is_some_and(|partial| partial.request != event.request) {
-                // The head before this one will never be complete.
-                evicted(event.key);
+            if let Some(partial) = self.partial.remove(&event.socket)
+                && partial.request != event.request
+            {
+                // The head before this one will never be complete. The socket may have had another destination then.
+                evicted(partial.key);
             }
             let outcome = outcome(event, piece);
             if outcome == Outcome::Waiting {
@@ -119,6 +123,7 @@ fn outcome(event: &HeadEvent, bytes: &[u8]) -> Outcome {
         Ok(RequestHost::Address(_) | RequestHost::None) => Outcome::NoName,
         Err(HeadError::Incomplete) if bytes.len() < HEAD_BYTES => Outcome::Waiting,
         Err(HeadError::Incomplete) => Outcome::Unreadable(Unreadable::TooLong),
+        Err(HeadError::OtherProtocol) => Outcome::NoRequest,
         Err(HeadError::NotHttp | HeadError::BadHost) => Outcome::Unreadable(Unreadable::Malformed),
     }
 }
@@ -190,6 +195,25 @@ mod tests {
             heads.feed(&event(1, 2, 8), b"TP/1.1\r\nHost: a\r\n\r\n", no_eviction),
             Outcome::Unreadable(Unreadable::MissingPiece)
         );
+    }
+
+    #[test]
+    fn a_head_that_another_one_cuts_off_is_given_up_for_its_own_edge() {
+        let mut heads = Heads::default();
+        assert_eq!(heads.feed(&event(1, 1, 0), b"GET / HT", no_eviction), Outcome::Waiting);
+        let later = HeadEvent { key: EdgeKey { port: 81, ..event(1, 2, 0).key }, ..event(1, 2, 0) };
+        let mut gone = Vec::new();
+        heads.feed(&later, b"GET / HT", |key| gone.push(key.port));
+        assert_eq!(gone, [80]);
+    }
+
+    #[test]
+    fn another_protocol_is_no_request_that_could_not_be_read() {
+        let mut heads = Heads::default();
+        for bytes in [&b"CONNECT {\"verbose\":false}\r\nPING\r\n"[..], b"CAPA\r\n"] {
+            assert_eq!(heads.feed(&event(1, 1, 0), bytes, no_eviction), Outcome::NoRequest);
+        }
+        assert!(heads.partial.is_empty());
     }
 
     #[test]

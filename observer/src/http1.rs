@@ -6,6 +6,8 @@ use crate::authority::{HeadError, RequestHost, host_of, host_of_bytes};
 
 /// Most headers that a head may have; Envoy's default is 100.
 const MAX_HEADERS: usize = 128;
+/// How the version begins that ends the first line of a request.
+const VERSION: &[u8] = b" HTTP/";
 
 /// Reads the host out of the beginning of a request: from an absolute target or CONNECT, else from the Host header
 /// (RFC 9112, 3.2). The head need not be complete, as long as the host's line is.
@@ -41,7 +43,7 @@ fn parse(bytes: &[u8]) -> Result<Parsed, HeadError> {
     match request.parse(bytes) {
         Ok(httparse::Status::Complete(_)) => {}
         Ok(httparse::Status::Partial) => return Ok(Parsed::Partial),
-        Err(_) => return Err(HeadError::NotHttp),
+        Err(_) => return Err(what_else(bytes)),
     }
     let target = request.path.unwrap_or_default();
     if let Some(host) = target_host(request.method.unwrap_or_default(), target)? {
@@ -55,6 +57,22 @@ fn parse(bytes: &[u8]) -> Result<Parsed, HeadError> {
         return Err(HeadError::BadHost);
     }
     host_of_bytes(header.value.trim_ascii()).map(Parsed::Complete)
+}
+
+/// What bytes are that begin with the first letter of a method, and with no request that can be read.
+///
+/// A first line without a version of HTTP is no request that was broken: a client of NATS begins with CONNECT, too, and one of POP3 with
+/// CAPA. A PROXY protocol header has a request behind it.
+fn what_else(bytes: &[u8]) -> HeadError {
+    let end = bytes.iter().position(|byte| *byte == b'\n');
+    let line = &bytes[..end.unwrap_or(bytes.len())];
+    let is_text = line.iter().all(|byte| !byte.is_ascii_control() || matches!(byte, b'\r' | b'\t'));
+    let names_http = line.windows(VERSION.len()).any(|part| part == VERSION) || line.starts_with(b"PROXY ");
+    match end {
+        _ if names_http || !is_text => HeadError::NotHttp,
+        Some(_) => HeadError::OtherProtocol,
+        None => HeadError::Incomplete,
+    }
 }
 
 /// The host in an absolute target or in that of CONNECT.
@@ -104,6 +122,14 @@ mod tests {
             ("GET / HTTP/1.1\r\nHost: a b\r\n\r\n", Err(HeadError::BadHost)),
             ("GET / HTTP/1.1\r\nHost: *.wild.test\r\n\r\n", Err(HeadError::BadHost)),
             ("\x16\x03\x01\x02\x00\x01", Err(HeadError::NotHttp)),
+            ("LIST /v1/secret HTTP/1.1\r\nHost: vault\r\n\r\n", name("vault")),
+            ("CONNECT {\"verbose\":false} \r\nPING\r\n", Err(HeadError::OtherProtocol)),
+            ("CONNECT {\"verbose\":false} ", Err(HeadError::Incomplete)),
+            ("CAPA\r\n", Err(HeadError::OtherProtocol)),
+            ("GET\x01\x02\n", Err(HeadError::NotHttp)),
+            ("GET / HTTP/3\r\nHost: a\r\n\r\n", Err(HeadError::NotHttp)),
+            ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Err(HeadError::NotHttp)),
+            ("PROXY TCP4 1.2.3.4 1.2.3.5 1 2\r\nGET / HTTP/1.1\r\n", Err(HeadError::NotHttp)),
             ("GET / HTTP/1.1\r\nHost: a\x1b[31m\r\n\r\n", Err(HeadError::NotHttp)),
         ] {
             assert_eq!(request_host(request.as_bytes()), expect, "{request:?}");

@@ -11,11 +11,10 @@ use std::collections::{BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
-pub use merge::{Change, Seen, note};
+pub use merge::{Account, Change, Seen, note};
 pub use write::{Outcome, What, Write};
 
 use crate::model::dependencies::{Coverage, MAX_DESTINATIONS, Record};
-use crate::model::graph::{Unresolved, WorkloadNode};
 use crate::model::names::WorkloadRef;
 use crate::model::stamp::Timestamp;
 use crate::model::time::Time;
@@ -112,13 +111,13 @@ impl Ledger {
     /// Adds what attributed flows of a workload say.
     pub fn merge(
         &mut self,
-        node: &WorkloadNode,
-        unresolved: &[Unresolved],
+        workload: &WorkloadRef,
+        account: Account<'_>,
         seen: &Seen<'_>,
         now: Time,
     ) -> Merged {
         let max_destinations = self.settings.max_destinations;
-        self.change(&node.workload, now, |record| note(record, node, unresolved, seen, max_destinations))
+        self.change(workload, now, |record| note(record, account, seen, max_destinations))
     }
 
     /// Records that something of the workload's pods was lost.

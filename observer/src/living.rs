@@ -122,6 +122,11 @@ impl Living {
         !users && self.known.get(&netns).is_some_and(waits)
     }
 
+    /// Since when a namespace is known.
+    pub fn known_since(&self, netns: u64) -> Option<u64> {
+        self.known.get(&netns).map(|known| known.since)
+    }
+
     /// Whether it is not known which namespaces live.
     pub fn is_unknown(&self, now: u64) -> bool {
         self.whole.is_none_or(|whole| now.saturating_sub(whole) > FRESH_NS)

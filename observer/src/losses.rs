@@ -81,9 +81,9 @@ impl Hit {
         }
     }
 
-    /// What the kernel noted of a namespace.
-    pub fn note_causes(&mut self, netns: u64, causes: &Causes) {
-        let lost = |counter: &Counter| counter.is_loss() && causes[*counter as usize] != 0;
+    /// What the kernel noted of a namespace, from some time of [`loss_time`](sidescope_common::loss_time) on.
+    pub fn note_causes(&mut self, netns: u64, causes: &Causes, since: u32) {
+        let lost = |counter: &Counter| counter.is_loss() && causes[*counter as usize] >= since.max(1);
         for counter in Counter::ALL.iter().filter(|counter| lost(counter)) {
             self.note(Some(netns), counter.name());
         }
@@ -92,6 +92,21 @@ impl Hit {
     /// A namespace is gone: there is room for another one.
     pub fn forget(&mut self, netns: u64) {
         self.namespaces.remove(&netns);
+    }
+
+    /// Both together.
+    pub fn add(&mut self, more: &Self) {
+        for (netns, causes) in &more.namespaces {
+            causes.iter().for_each(|cause| self.note(Some(*netns), cause));
+        }
+        self.everywhere.extend(&more.everywhere);
+    }
+
+    /// Takes out what has hit these namespaces, or may have hit any.
+    #[must_use]
+    pub fn take(&mut self, of: impl Fn(u64) -> bool) -> Self {
+        let namespaces = self.namespaces.extract_if(.., |netns, _| of(*netns)).collect();
+        Self { namespaces, everywhere: std::mem::take(&mut self.everywhere) }
     }
 
     /// Namespaces that are known to have been hit.
@@ -113,17 +128,33 @@ mod tests {
     fn a_loss_counts_for_its_namespace_or_for_all() {
         let mut hit = Hit::default();
         let mut causes = Causes::default();
-        causes[Counter::EdgesFull as usize] = 1;
+        causes[Counter::EdgesFull as usize] = 7;
         // No loss.
-        causes[Counter::Connects as usize] = 1;
-        hit.note_causes(5, &causes);
+        causes[Counter::Connects as usize] = 7;
+        causes[Counter::HeadBudget as usize] = 6;
+        hit.note_causes(5, &causes, 7);
         hit.note(Some(5), "tooManyHosts");
         assert_eq!(hit.namespaces(), &BTreeMap::from([(5, CauseNames::from(["edgesFull", "tooManyHosts"]))]));
         assert!(hit.everywhere().is_empty());
-        hit.note_causes(ALL_NAMESPACES, &causes);
+        hit.note_causes(ALL_NAMESPACES, &causes, 0);
         hit.note(None, "agentKilled");
-        assert_eq!(hit.everywhere(), &CauseNames::from(["agentKilled", "edgesFull"]));
+        assert_eq!(hit.everywhere(), &CauseNames::from(["agentKilled", "edgesFull", "headBudget"]));
         assert_eq!(hit.namespaces().len(), 1);
+    }
+
+    #[test]
+    fn what_is_taken_out_is_there_no_longer() {
+        let (mut hit, mut more) = (Hit::default(), Hit::default());
+        hit.note(Some(5), "a");
+        hit.note(None, "b");
+        more.note(Some(5), "c");
+        more.note(Some(6), "a");
+        hit.add(&more);
+        let taken = hit.take(|netns| netns == 5);
+        assert_eq!(taken.namespaces(), &BTreeMap::from([(5, CauseNames::from(["a", "c"]))]));
+        assert_eq!(taken.everywhere(), &CauseNames::from(["b"]));
+        assert_eq!(hit.namespaces(), &BTreeMap::from([(6, CauseNames::from(["a"]))]));
+        assert!(hit.everywhere().is_empty());
     }
 
     #[test]

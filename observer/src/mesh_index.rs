@@ -49,7 +49,7 @@ impl<'m> MeshIndex<'m> {
         }
         let services = mesh.services.iter();
         let services = services.map(|service| Known { service: service.clone(), life: Life::ALWAYS });
-        Self { mesh, services: ServiceIndex::new(services), pods: MeshPods { mesh, by_address } }
+        Self { mesh, services: ServiceIndex::new(services, []), pods: MeshPods { mesh, by_address } }
     }
 
     /// The mesh that this is an index of.

@@ -22,6 +22,7 @@ use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup;
+use crate::model::names::PodUid;
 use crate::probes::netns_cookie;
 use crate::sock_diag::outgoing_sockets;
 use crate::sockets::Socket;
@@ -43,6 +44,8 @@ const NO_COOKIE: u64 = 1 << 63;
 
 /// Most addresses that are told of one namespace.
 pub const MAX_ADDRESSES: usize = 1024;
+/// Most pods that are told of one namespace; from two on it is not known whose it is.
+pub const MAX_PODS: usize = 4;
 /// Most sockets of one [`Part`].
 pub const PART_SOCKETS: usize = 4096;
 
@@ -73,6 +76,9 @@ pub struct Part {
     /// Where the kernel does not tell cookies: ids of the cgroups whose processes live in this namespace and in no other.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub cgroups: BTreeSet<u64>,
+    /// The pods in whose cgroups its watched processes are: normally one.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub pods: BTreeSet<PodUid>,
     /// Where another user namespace than the node's owns it: the uids there, or none if they are not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub users: Option<UidMap>,
@@ -155,7 +161,15 @@ pub fn look(cgroup: &Path, what: What, mut emit: impl FnMut(Part) -> ControlFlow
             }
         };
         let mut part = match enter(&file, inode) {
-            Ok(netns) => Part { netns, watched: watched.namespaces.contains(&inode), ..Part::default() },
+            Ok(netns) => {
+                let pods = watched.namespaces.get(&inode);
+                Part {
+                    netns,
+                    watched: pods.is_some(),
+                    pods: pods.cloned().unwrap_or_default(),
+                    ..Part::default()
+                }
+            }
             Err(err) => {
                 summary.fail(&path, "enter", &err);
                 continue;
@@ -220,19 +234,27 @@ fn hand_on(
 /// The processes of a cgroup.
 struct Watched {
     pids: HashSet<u32>,
-    /// Inodes of the namespaces that they live in, without the node's own: pods on the host's network have no sidecar.
-    namespaces: HashSet<u64>,
+    /// By the inodes of the namespaces that they live in, the pods that they are of; without the node's own: pods on the host's network
+    /// have no sidecar.
+    namespaces: HashMap<u64, BTreeSet<PodUid>>,
 }
 
 impl Watched {
     fn of(cgroup: &Path) -> io::Result<Self> {
         let node = of_node("net")?;
-        let pids: HashSet<u32> =
-            cgroup::processes(cgroup).map_err(|err| naming(cgroup, &err))?.into_iter().collect();
-        // What cannot be looked at here is told when the scan itself comes to it.
-        let inodes = pids.iter().filter_map(|pid| fs::metadata(format!("/proc/{pid}/ns/net")).ok());
-        let namespaces = inodes.map(|meta| meta.ino()).filter(|inode| *inode != node).collect();
-        Ok(Self { pids, namespaces })
+        let processes = cgroup::processes_of_pods(cgroup).map_err(|err| naming(cgroup, &err))?;
+        let mut namespaces: HashMap<u64, BTreeSet<PodUid>> = HashMap::new();
+        for (pid, pod) in &processes {
+            // What cannot be looked at here is told when the scan itself comes to it.
+            let Ok(meta) = fs::metadata(format!("/proc/{pid}/ns/net")) else { continue };
+            if meta.ino() != node {
+                let pods = namespaces.entry(meta.ino()).or_default();
+                if pods.len() < MAX_PODS {
+                    pods.extend(pod.clone());
+                }
+            }
+        }
+        Ok(Self { pids: processes.into_iter().map(|(pid, _)| pid).collect(), namespaces })
     }
 }
 

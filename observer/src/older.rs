@@ -3,8 +3,8 @@
 //! The programs know a socket by what its connect left on it. They look at the requests of one that has nothing only if they are told
 //! its cookie and its edge. There are two kinds:
 //! - connections that were open before the programs were: those that the first list of their namespace's sockets shows;
-//! - connections on an edge that had told all it had to, of which only the first of each tick gets a search. Most of them are over
-//!   soon; one that two lists in a row show stays, as those of a pool do.
+//! - connections on an edge that had more connects than get a search. Most of them are over soon; one that two lists in a row show
+//!   stays, as those of a pool do.
 
 use std::collections::{HashMap, HashSet};
 use std::mem;

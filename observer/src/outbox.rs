@@ -1,21 +1,27 @@
 //! What an agent has still to tell the aggregator. Nothing is queued here while the aggregator is away: the edges themselves are the
 //! queue, and a batch is made of what differs from what was told. Only batches that are under way are kept, to be sent again. Pure.
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+mod making;
+
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::net::IpAddr;
 
 use sidescope_common::EdgeKey;
 
 use crate::clock::Offset;
-use crate::collect::address;
+use crate::collect::Observed;
 use crate::model::names::{Host, PodUid};
-use crate::wire::proto;
-use crate::wire::{Epoch, MAX_ADDRESSES, MAX_EDGES, MAX_NAMES, MAX_SOURCES, address_bytes};
+use crate::wire::{Epoch, MAX_COVERAGE, proto};
+
+use making::{Making, blur};
 
 /// Batches that may be under way.
 pub const MAX_UNDER_WAY: usize = 4;
 /// How often an edge is told again of which nothing is new but its last use; nanoseconds. The aggregator keeps that by the hour.
 pub const REFRESH_NS: u64 = 300 * 1_000_000_000;
+/// Pods whose times may wait to be told. Those beyond count as not watched.
+pub const MAX_PODS: usize = 16_384;
 
 /// An edge as it is known now. Times are nanoseconds of CLOCK_MONOTONIC.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +44,22 @@ pub struct Seen<'a> {
     pub unnamed: bool,
 }
 
+impl<'a> Seen<'a> {
+    /// What is known of an edge; `None` as long as no time of its use is, which the next look at the set tells.
+    pub fn of(key: &EdgeKey, observed: &'a Observed) -> Option<Self> {
+        (observed.first_ns > 0).then(|| Self {
+            key: *key,
+            first_ns: observed.first_ns,
+            last_ns: observed.last_ns.max(observed.listed).max(observed.first_ns),
+            connects: observed.connects,
+            hosts: &observed.hosts,
+            names: &observed.names,
+            host_unknown: observed.host_unknown,
+            unnamed: observed.unnamed,
+        })
+    }
+}
+
 /// Whose network namespace it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Whose {
@@ -47,11 +69,11 @@ pub struct Whose {
     pub addresses: Vec<IpAddr>,
 }
 
-/// A time through which a network namespace was watched; nanoseconds of CLOCK_MONOTONIC.
+/// A time through which a pod was watched; nanoseconds of CLOCK_MONOTONIC.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Watched {
-    /// Its cookie.
-    pub netns: u64,
+    /// Whose connects.
+    pub pod: PodUid,
     /// From then on.
     pub from_ns: u64,
     /// Until then.
@@ -80,68 +102,97 @@ pub struct Outbox {
     under_way: VecDeque<proto::Batch>,
     /// Bounded as the edges are.
     told: HashMap<EdgeKey, Told>,
-    /// Times that are not in a batch yet, one for each namespace.
-    watched: HashMap<u64, Watched>,
-    /// Namespaces that are gone. Bounded as the edges are.
+    /// Up to then agents before this one have told all.
+    told_ns: u64,
+    /// Times that are not in a batch yet, in their order.
+    watched: BTreeMap<PodUid, Vec<Watched>>,
+    /// Times for which there was no room.
+    dropped: u64,
+    /// Namespaces that are gone.
     closed: HashSet<u64>,
 }
 
 impl Outbox {
-    /// Nothing was told in this epoch.
-    pub fn new(epoch: Epoch) -> Self {
+    /// Nothing was told in this epoch, but all up to `told_ns` in earlier ones.
+    pub fn new(epoch: Epoch, told_ns: u64) -> Self {
         Self {
             epoch,
             last: 0,
             under_way: VecDeque::new(),
             told: HashMap::new(),
-            watched: HashMap::new(),
+            told_ns,
+            watched: BTreeMap::new(),
+            dropped: 0,
             closed: HashSet::new(),
         }
     }
 
-    /// Takes over that a namespace was watched. Of one that still waits to be told of, the time becomes longer: what is between the two
-    /// was not watched, and makes them two only where it can still be told apart, so the earlier one is given up for the later if
-    /// they do not meet.
+    /// Takes over that a pod was watched. Times of it that meet and have lost the same are one. Where too many wait to be told, those
+    /// after the first become one in which something was lost: that is never more than there was.
     pub fn watched(&mut self, more: Watched) {
-        match self.watched.get_mut(&more.netns) {
-            Some(known) if more.from_ns <= known.until_ns => {
-                known.until_ns = known.until_ns.max(more.until_ns);
-                known.losses.extend(more.losses);
+        let is_full = self.watched.len() >= MAX_PODS;
+        let times = match self.watched.entry(more.pod.clone()) {
+            Entry::Vacant(_) if is_full => {
+                self.dropped += 1;
+                return;
             }
-            _ => drop(self.watched.insert(more.netns, more)),
+            Entry::Vacant(new) => new.insert(Vec::new()),
+            Entry::Occupied(known) => known.into_mut(),
+        };
+        match times.last_mut() {
+            Some(last) if more.losses == last.losses && more.from_ns <= last.until_ns => {
+                last.until_ns = last.until_ns.max(more.until_ns);
+            }
+            _ => times.push(more),
+        }
+        if times.len() > MAX_COVERAGE {
+            let mut rest = times.drain(1..);
+            if let Some(mut one) = rest.next() {
+                for time in rest {
+                    one.until_ns = one.until_ns.max(time.until_ns);
+                    one.losses.extend(time.losses);
+                }
+                times.push(one);
+            }
         }
     }
 
-    /// Makes batches of what is new, as far as there is room for them under way. Without a measurement of the clock nothing is made.
+    /// How many times had no room to wait: their pods count as not watched then.
+    pub fn dropped(&self) -> u64 {
+        self.dropped
+    }
+
+    /// Makes batches of what is new among these edges, as far as there is room for them under way, and of the times that wait. Says
+    /// whether all of it is in a batch now. Without room, and without a measurement of the clock, nothing is looked at.
     pub fn fill<'a>(
         &mut self,
         seen: impl IntoIterator<Item = Seen<'a>>,
         whose: impl Fn(u64) -> Whose,
         clock: &Offset,
-    ) {
+    ) -> bool {
         if self.under_way.len() == MAX_UNDER_WAY || clock.on_aggregator(0).is_none() {
-            return;
+            return false;
         }
-        let mut news: Vec<Seen<'a>> = seen.into_iter().filter(|edge| self.is_news(edge)).collect();
-        news.sort_unstable_by_key(|edge| edge.key);
+        let news = seen.into_iter().filter(|edge| self.is_news(edge));
+        let mut news: Vec<(u32, Seen<'a>)> = news.map(|edge| (blur(clock, &edge), edge)).collect();
+        news.sort_unstable_by_key(|(blur, edge)| (*blur, edge.key));
         let mut news = news.into_iter().peekable();
         while self.under_way.len() < MAX_UNDER_WAY {
-            let mut batch = Making::new(clock);
-            while let Some(edge) = news.next_if(|edge| batch.has_room_for(edge)) {
+            let mut batch = Making::new(clock, self.told_ns);
+            let together = news.peek().map(|(blur, _)| *blur);
+            let fits = |batch: &Making<'_>, (blur, edge): &(u32, Seen<'a>)| {
+                Some(*blur) == together && batch.has_room_for(edge)
+            };
+            while let Some((_, edge)) = news.next_if(|next| fits(&batch, next)) {
                 let told = self.told.insert(edge.key, told_of(&edge));
                 batch.add(&edge, told.as_ref(), &whose);
             }
             // Not before all that was seen in that time: who hears that it was watched takes the rest for not there.
-            let waiting: Vec<u64> =
-                if news.peek().is_none() { self.watched.keys().copied().collect() } else { Vec::new() };
-            for netns in waiting {
-                if !batch.has_room_for_source(netns) {
-                    break;
-                }
-                let watched = self.watched.remove(&netns).expect("its key was just there");
-                batch.add_watched(&watched, &whose);
+            while news.peek().is_none() && batch.has_room_for_source() {
+                let Some((_, times)) = self.watched.pop_first() else { break };
+                batch.add_watched(&times);
             }
-            let Some((clock_error_ms, sources)) = batch.finish() else { return };
+            let Some((clock_error_ms, sources)) = batch.finish() else { break };
             self.last += 1;
             self.under_way.push_back(proto::Batch {
                 epoch: self.epoch.0.to_vec(),
@@ -150,6 +201,7 @@ impl Outbox {
                 sources,
             });
         }
+        news.peek().is_none() && self.watched.is_empty()
     }
 
     fn is_news(&self, edge: &Seen<'_>) -> bool {
@@ -159,6 +211,11 @@ impl Outbox {
         used != *told
             || now.last_ns.saturating_sub(told.last_ns) >= REFRESH_NS
             || now != *told && self.closed.contains(&edge.key.netns)
+    }
+
+    /// Sequence of the last batch that was made; 0 before the first.
+    pub fn last(&self) -> u64 {
+        self.last
     }
 
     /// All batches that are not acknowledged, in their order.
@@ -178,31 +235,31 @@ impl Outbox {
         self.under_way.len() < before
     }
 
-    /// Of these namespaces, those of which all that is known is durable at the aggregator.
-    pub fn durable(&self, namespaces: &HashSet<u64>, edges: &[Seen<'_>]) -> HashSet<u64> {
-        let mut durable = namespaces.clone();
-        for source in self.under_way.iter().flat_map(|batch| &batch.sources) {
-            durable.remove(&source.netns);
-        }
-        for edge in edges {
-            if self.told.get(&edge.key) != Some(&told_of(edge)) {
-                durable.remove(&edge.key.netns);
-            }
-        }
-        durable.retain(|netns| !self.watched.contains_key(netns));
-        durable
+    /// Tells of edges whether all that is to be told of them is durable at the aggregator.
+    pub fn durable(&self) -> impl Fn(&Seen<'_>) -> bool {
+        let sources = self.under_way.iter().flat_map(|batch| &batch.sources);
+        let under_way: HashSet<u64> = sources.map(|source| source.netns).collect();
+        move |edge| !under_way.contains(&edge.key.netns) && !self.is_news(edge)
     }
 
-    /// These namespaces are gone: whatever was not told of their edges, if only their last use, is told now.
-    pub fn close(&mut self, gone: &HashSet<u64>) {
+    /// These namespaces, and no others, are gone: whatever was not told of their edges, if only their last use, is told now.
+    pub fn close(&mut self, gone: impl IntoIterator<Item = u64>) {
+        self.closed.clear();
         self.closed.extend(gone);
     }
 
-    /// Forgets what was told of namespaces that are gone.
-    pub fn forget(&mut self, gone: &HashSet<u64>) {
-        self.closed.retain(|netns| !gone.contains(netns));
-        self.told.retain(|key, _| !gone.contains(&key.netns));
-        self.watched.retain(|netns, _| !gone.contains(netns));
+    /// Forgets what was told of these edges. What comes of them again is new.
+    pub fn forget(&mut self, edges: &[EdgeKey]) {
+        for key in edges {
+            self.told.remove(key);
+        }
+    }
+
+    /// Forgets what was told of edges that are no longer known otherwise (a proxy's), so that there are never more than those.
+    pub fn keep(&mut self, known: &HashMap<EdgeKey, Observed>) {
+        if self.told.len() > known.len() {
+            self.told.retain(|key, _| known.contains_key(key));
+        }
     }
 }
 
@@ -214,91 +271,6 @@ fn told_of(edge: &Seen<'_>) -> Told {
         unnamed: edge.unnamed,
         connects: edge.connects,
         last_ns: edge.last_ns,
-    }
-}
-
-/// A batch that is being made.
-struct Making<'c> {
-    clock: &'c Offset,
-    /// In milliseconds, the largest of all its times.
-    error: i64,
-    sources: Vec<proto::Source>,
-    edges: usize,
-    names: usize,
-}
-
-impl<'c> Making<'c> {
-    fn new(clock: &'c Offset) -> Self {
-        Self { clock, error: 0, sources: Vec::new(), edges: 0, names: 0 }
-    }
-
-    fn has_room_for(&self, edge: &Seen<'_>) -> bool {
-        self.edges < MAX_EDGES
-            && self.names + edge.hosts.len() + edge.names.len() <= MAX_NAMES
-            && self.has_room_for_source(edge.key.netns)
-    }
-
-    fn has_room_for_source(&self, netns: u64) -> bool {
-        self.sources.len() < MAX_SOURCES || self.sources.iter().any(|source| source.netns == netns)
-    }
-
-    fn source(&mut self, netns: u64, whose: impl Fn(u64) -> Whose) -> &mut proto::Source {
-        // Edges come in the order of their namespaces.
-        let known = self.sources.iter().rposition(|source| source.netns == netns);
-        let at = known.unwrap_or_else(|| {
-            let Whose { pod, addresses } = whose(netns);
-            let addresses = addresses.into_iter().take(MAX_ADDRESSES).map(address_bytes).collect();
-            let pod_uid = pod.map(String::from).unwrap_or_default();
-            self.sources.push(proto::Source { netns, pod_uid, addresses, ..proto::Source::default() });
-            self.sources.len() - 1
-        });
-        &mut self.sources[at]
-    }
-
-    /// Milliseconds on the aggregator's clock.
-    fn time(&mut self, ns: u64) -> i64 {
-        let span = self.clock.on_aggregator(ns).expect("it was measured when the batch was begun");
-        let error = span.latest().since(span.earliest()) / 2;
-        self.error = self.error.max(error);
-        span.earliest().0 + error
-    }
-
-    fn add(&mut self, edge: &Seen<'_>, told: Option<&Told>, whose: impl Fn(u64) -> Whose) {
-        self.edges += 1;
-        self.names += edge.hosts.len() + edge.names.len();
-        let texts = |hosts: &BTreeSet<Host>| hosts.iter().map(|host| host.as_str().to_owned()).collect();
-        let connects = edge.connects.saturating_sub(told.map_or(0, |told| told.connects));
-        // Of what was used since it was last told, only the last use is known; with just one, it is the first, too.
-        let first_ns = match told {
-            None => edge.first_ns,
-            Some(_) if connects <= 1 => edge.last_ns,
-            Some(told) => told.last_ns,
-        };
-        let (first, last) = (self.time(first_ns.min(edge.last_ns)), self.time(edge.last_ns));
-        let made = proto::Edge {
-            address: address_bytes(address(edge.key.addr)),
-            port: u32::from(edge.key.port),
-            first: first.min(last),
-            last,
-            connects,
-            hosts: texts(edge.hosts),
-            names: texts(edge.names),
-            host_unknown: edge.host_unknown,
-            unnamed: edge.unnamed,
-        };
-        self.source(edge.key.netns, whose).edges.push(made);
-    }
-
-    fn add_watched(&mut self, watched: &Watched, whose: impl Fn(u64) -> Whose) {
-        let (from, until) = (self.time(watched.from_ns), self.time(watched.until_ns));
-        let losses = watched.losses.iter().cloned().collect();
-        let coverage = proto::Coverage { from: from.min(until), until, losses };
-        self.source(watched.netns, whose).coverage.push(coverage);
-    }
-
-    fn finish(self) -> Option<(u32, Vec<proto::Source>)> {
-        let error = u32::try_from(self.error).unwrap_or(u32::MAX);
-        (!self.sources.is_empty()).then_some((error, self.sources))
     }
 }
 

@@ -14,6 +14,7 @@ pub mod pins;
 mod programs;
 mod proxies;
 mod records;
+mod times;
 mod told;
 
 use std::collections::BTreeMap;
@@ -38,6 +39,7 @@ pub use programs::RunTime;
 use programs::{HOOKS, OBJECT, Programs};
 use records::parse;
 pub use records::{Event, Malformed};
+pub use times::Times;
 use told::Counts;
 
 /// Oldest kernel whose hooks have all that the programs call.
@@ -85,6 +87,8 @@ pub struct Probes {
     before: Counts,
     /// None where nobody goes on with them.
     told: Option<Array<MapData, u64>>,
+    /// Likewise.
+    times: Option<Array<MapData, u64>>,
     /// Whom the losses have hit that earlier programs counted.
     earlier_losses: BTreeMap<u64, Causes>,
     older: Older,
@@ -147,6 +151,7 @@ impl Probes {
             earlier: Counts::default(),
             before: Counts::default(),
             told: None,
+            times: None,
             earlier_losses: BTreeMap::new(),
             older: Older::open(map)?,
             // SAFETY: the ring owns its descriptor and keeps it open and the same for as long as it lives.

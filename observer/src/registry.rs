@@ -3,9 +3,13 @@
 //! Objects come and go as watches tell it, each with the time at which it was seen. What is gone is remembered for a while, because
 //! what agents tell comes late: an event is resolved with what was true then.
 
+mod configuration;
 mod endpoints;
+mod kinds;
 mod pods;
 mod services;
+mod told;
+mod unreadable;
 mod view;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -14,15 +18,18 @@ use std::sync::Arc;
 use crate::model::mesh::{Labels, Mesh};
 use crate::model::names::{Namespace, WorkloadRef};
 use crate::model::time::{Span, Time};
-use crate::objects::{
-    ControllerSpec, CronJobSpec, EndpointSlice, Nothing, Object, PodSpec, PodStatus, ServiceEntrySpec,
-    ServiceEntryStatus, ServiceSpec, ServiceStatus, WorkloadEntrySpec,
-};
+use crate::objects::Object;
 use crate::services::WrongField;
 use crate::workloads::{Controllers, reference_of};
+pub use configuration::{Configuration, Kept};
 use endpoints::Endpoints;
+pub use kinds::{Kind, ObjectKey, Watched};
 use pods::Pods;
+pub use pods::Stay;
 use services::Services;
+pub use told::{Told, What, take};
+pub use unreadable::Unreadable;
+use unreadable::Unreadables;
 pub use view::{NoSource, Source, View};
 
 /// How long after something happened a watch tells of it, in milliseconds, as long as it works: the kubelet reports a pod's address
@@ -30,90 +37,13 @@ pub use view::{NoSource, Source, View};
 pub const LAG: i64 = 1_000;
 /// How far a clock that writes times into objects may be from ours, in milliseconds.
 const SKEW: i64 = 5_000;
-/// An event is not resolved before so many milliseconds have passed, so that all watches have told what they had to.
+/// An event is not resolved before so many milliseconds have passed, since it happened and since the last watch was back, so that all
+/// watches have told what they had to.
 pub const HOLD: i64 = 3_000;
 /// How long after a pod its ReplicaSet or Job may become known; then it is taken for one that nobody tells of.
 pub const LAST_RESORT: i64 = 10_000;
 /// How long what is gone is remembered, in milliseconds.
 pub const RETENTION: i64 = 600_000;
-
-/// A kind of object that is watched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[allow(missing_docs, reason = "the names of the kinds")]
-pub enum Kind {
-    Namespace,
-    Pod,
-    ReplicaSet,
-    Job,
-    Deployment,
-    StatefulSet,
-    DaemonSet,
-    CronJob,
-    Service,
-    EndpointSlice,
-    ServiceEntry,
-    WorkloadEntry,
-}
-
-impl Kind {
-    /// All kinds.
-    pub const ALL: [Self; 12] = [
-        Self::Namespace,
-        Self::Pod,
-        Self::ReplicaSet,
-        Self::Job,
-        Self::Deployment,
-        Self::StatefulSet,
-        Self::DaemonSet,
-        Self::CronJob,
-        Self::Service,
-        Self::EndpointSlice,
-        Self::ServiceEntry,
-        Self::WorkloadEntry,
-    ];
-
-    /// Its name in Kubernetes.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Namespace => "Namespace",
-            Self::Pod => "Pod",
-            Self::ReplicaSet => "ReplicaSet",
-            Self::Job => "Job",
-            Self::Deployment => "Deployment",
-            Self::StatefulSet => "StatefulSet",
-            Self::DaemonSet => "DaemonSet",
-            Self::CronJob => "CronJob",
-            Self::Service => "Service",
-            Self::EndpointSlice => "EndpointSlice",
-            Self::ServiceEntry => "ServiceEntry",
-            Self::WorkloadEntry => "WorkloadEntry",
-        }
-    }
-}
-
-/// An object as a watch gives it.
-#[derive(Clone, Debug)]
-#[allow(missing_docs, reason = "the names of the kinds")]
-pub enum Watched {
-    Namespace(Object<Nothing>),
-    Pod(Object<PodSpec, PodStatus>),
-    /// A ReplicaSet, Job, Deployment, StatefulSet or DaemonSet.
-    Controller(Kind, Object<ControllerSpec>),
-    CronJob(Object<CronJobSpec>),
-    Service(Object<ServiceSpec, ServiceStatus>),
-    EndpointSlice(EndpointSlice),
-    ServiceEntry(Object<ServiceEntrySpec, ServiceEntryStatus>),
-    WorkloadEntry(Object<WorkloadEntrySpec>),
-}
-
-/// Namespace and name of an object.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ObjectKey {
-    /// Its namespace.
-    pub namespace: Namespace,
-    /// Its name.
-    pub name: String,
-}
 
 /// How much is remembered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -139,6 +69,10 @@ pub struct Registry {
     services: Services,
     endpoints: Endpoints,
     namespaces: HashMap<Namespace, (Arc<Labels>, u32)>,
+    configuration: Configuration,
+    unreadable: Unreadables,
+    /// Since when [`Self::is_synced`] has held, as far as that was noticed; `None`: it does not.
+    synced_since: Option<Time>,
 }
 
 /// How far the watch of one kind is.
@@ -162,6 +96,9 @@ impl Registry {
             services: Services::default(),
             endpoints: Endpoints::default(),
             namespaces: HashMap::new(),
+            configuration: Configuration::default(),
+            unreadable: Unreadables::default(),
+            synced_since: None,
         }
     }
 
@@ -213,6 +150,13 @@ impl Registry {
             Watched::WorkloadEntry(entry) => {
                 self.services.apply_workload_entry(entry, seen, self.watches[&Kind::WorkloadEntry].listing);
             }
+            object => {
+                let listing = self.watches[&object.kind()].listing;
+                if let Watched::VirtualService(object) = &object {
+                    self.services.apply_virtual_service(object, seen, listing);
+                }
+                self.configuration.apply(object, listing)?;
+            }
         }
         Ok(())
     }
@@ -249,6 +193,13 @@ impl Registry {
             }
             Watched::WorkloadEntry(entry) => {
                 self.services.remove_workload_entry(&ObjectKey::of(&entry.metadata), seen);
+            }
+            object => {
+                let key = ObjectKey::of(object.metadata());
+                if object.kind() == Kind::VirtualService {
+                    self.services.remove_virtual_service(&key, seen);
+                }
+                self.configuration.remove(object.kind(), &key);
             }
         }
     }
@@ -290,7 +241,14 @@ impl Registry {
                     self.controllers.remove(&controller, seen.latest());
                 }
             }
+            kind => {
+                if kind == Kind::VirtualService {
+                    self.services.end_list_of_virtual_services(listing, seen);
+                }
+                self.configuration.end_list(kind, listing);
+            }
         }
+        self.unreadable.end_list(kind, listing);
     }
 
     /// The watch of a kind does not tell anything for now.
@@ -304,6 +262,10 @@ impl Registry {
     }
 
     fn watch(&mut self, kind: Kind) -> &mut Watch {
+        if kind.bears_on_attribution() {
+            // Whoever goes on after an interruption, however short, has first to tell what he missed.
+            self.synced_since = None;
+        }
         self.watches.get_mut(&kind).expect("every kind has its watch from the start")
     }
 
@@ -315,16 +277,17 @@ impl Registry {
     /// Makes what was taken over count for lookups. Called before a round of them: many objects may have changed since the last.
     pub fn settle(&mut self, now: Time) {
         self.services.settle(&self.endpoints);
+        self.synced_since = if self.is_synced() { self.synced_since.or(Some(now)) } else { None };
         if self.watches[&Kind::ReplicaSet].synced && self.watches[&Kind::Job].synced {
             self.pods.last_resort(now.plus(-LAST_RESORT));
         }
     }
 
-    /// Whether everything that bears on what happened at `when` must be known by `now`.
-    pub fn is_settled(&self, when: Span, now: Time) -> bool {
-        now.since(when.latest()) >= HOLD
-            && self.watches.values().all(|watch| watch.synced)
-            && !self.services.is_stale()
+    /// Everything that bears on what happened before this must be known by `now`. `None`: a watch does not tell, or did not until a
+    /// moment ago.
+    pub fn settled_through(&self, now: Time) -> Option<Time> {
+        let since = self.synced_since.filter(|_| !self.services.is_stale())?;
+        (now.since(since) >= HOLD).then(|| now.plus(-HOLD))
     }
 
     /// Forgets what is gone for longer than [`RETENTION`].
@@ -346,6 +309,30 @@ impl Registry {
         self.namespaces.get(name).map(|(labels, _)| &**labels)
     }
 
+    /// Istio's and the Gateway API's objects that plans are made from.
+    pub fn configuration(&self) -> &Configuration {
+        &self.configuration
+    }
+
+    /// The objects that are there and make no sense: what they say is not known.
+    pub fn unreadable(&self) -> impl Iterator<Item = &Unreadable> {
+        self.unreadable.iter()
+    }
+
+    /// Whether there are, or were, more of them than are remembered.
+    pub fn has_more_unreadable(&self) -> bool {
+        self.unreadable.has_more()
+    }
+
+    fn note(&mut self, unreadable: Unreadable) -> Result<(), Unreadable> {
+        let listing = self.watches[&unreadable.kind].listing;
+        if self.unreadable.add(&unreadable, listing) { Err(unreadable) } else { Ok(()) }
+    }
+
+    fn readable(&mut self, kind: Kind, namespace: &str, name: &str) {
+        self.unreadable.remove(kind, namespace, name);
+    }
+
     /// What there is now, in the form that plans are made from.
     pub fn mesh(&self) -> Mesh {
         let mut mesh = Mesh {
@@ -357,6 +344,33 @@ impl Registry {
         let pods = mesh.pods.values().map(|pod| (&pod.workload, &*pod.labels));
         mesh.workloads = self.controllers.workloads(pods);
         mesh
+    }
+
+    /// Whether all watches that bear on who calls whom have told all, and go on telling.
+    pub fn is_synced(&self) -> bool {
+        let mut bearing = self.watches.iter().filter(|(kind, _)| kind.bears_on_attribution());
+        bearing.all(|(_, watch)| watch.synced)
+    }
+
+    /// The stays of pods of which something has become known since this was last asked.
+    pub fn changed_stays(&mut self) -> impl Iterator<Item = Stay<'_>> {
+        self.pods.changed()
+    }
+
+    /// The stays of all pods that are remembered.
+    pub fn stays(&self) -> impl Iterator<Item = Stay<'_>> {
+        self.pods.stays()
+    }
+
+    /// When all pods were last listed; what came and went before may not be known. `None`: they were not listed yet.
+    pub fn pods_listed(&self) -> Option<Time> {
+        self.pods.known_since()
+    }
+
+    /// The workloads of which something is left that could call: pods, or what makes some.
+    pub fn present(&self) -> HashSet<&WorkloadRef> {
+        let living = self.pods.living().filter_map(|pod| pod.workload.as_deref());
+        living.chain(self.controllers.living()).collect()
     }
 
     /// How much is remembered.

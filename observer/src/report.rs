@@ -259,10 +259,11 @@ fn unresolved(out: &mut String, graph: &Graph, style: Style) {
         } else {
             format!("; it named {}, which nothing in the mesh has", hosts.join(", "))
         };
+        let unread = if entry.host_unknown { "; a host could not be read" } else { "" };
         push_line(
             out,
             &format!(
-                "{} -> {}  {reason}{named} ({})",
+                "{} -> {}  {reason}{named}{unread} ({})",
                 painted(style.workload, &entry.workload.to_string()),
                 painted(style.warning, &socket.to_string()),
                 match entry.connects {

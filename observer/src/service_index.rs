@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::model::config::Visibility;
 use crate::model::mesh::{AddressRange, PortProtocol, Service, ServiceKind};
 use crate::model::names::{CLUSTER_DOMAIN, Host, Namespace, WorkloadRef};
 use crate::model::time::{Life, Presence, Span};
@@ -20,6 +21,15 @@ pub struct Known {
     pub service: Arc<Service>,
     /// When.
     pub life: Life,
+}
+
+/// A host that a VirtualService routes.
+#[derive(Clone, Debug)]
+pub struct Routed {
+    /// The host as a service, and when it was as it is known.
+    pub known: Known,
+    /// To whom it is visible.
+    pub visible: Arc<Visibility>,
 }
 
 /// Services with their addresses and hosts sorted for lookups.
@@ -34,6 +44,8 @@ pub struct ServiceIndex {
     /// With the port of the service.
     node_ports: HashMap<u16, Vec<(Arc<Known>, u16)>>,
     hosts: HashMap<Box<str>, Vec<Arc<Known>>>,
+    /// Hosts of VirtualServices. They count where no service has the host.
+    routed: HashMap<Box<str>, Vec<Routed>>,
 }
 
 /// A service and the port of it that is meant.
@@ -104,10 +116,16 @@ pub trait Lookup {
     fn service_named(&self, host: &Host, namespace: &Namespace, port: u16) -> Option<Target<'_>>;
 }
 
+/// Those that have a host, and whether each had it for sure.
+type Found<'a> = Vec<(&'a Known, bool)>;
+
 impl ServiceIndex {
     /// Builds the index.
-    pub fn new(services: impl IntoIterator<Item = Known>) -> Self {
+    pub fn new(services: impl IntoIterator<Item = Known>, routed: impl IntoIterator<Item = Routed>) -> Self {
         let mut index = Self::default();
+        for routed in routed {
+            index.routed.entry(routed.known.service.host.as_str().into()).or_default().push(routed);
+        }
         let mut services: Vec<_> = services.into_iter().map(Arc::new).collect();
         // Of several versions of one, the latest goes first.
         services
@@ -196,14 +214,15 @@ impl ServiceIndex {
     ///
     /// A short name is expanded as the search list of Kubernetes' resolver does it (`reviews`, `reviews.ns`,
     /// `reviews.ns.svc`), which are the names under which istiod makes the service known to a proxy as well (istio
-    /// `pilot/pkg/networking/core/httproute.go`). An exact host goes before a wildcard, the longest wildcard before others.
-    pub fn service_named(
-        &self,
+    /// `pilot/pkg/networking/core/httproute.go`). An exact host goes before a wildcard, the longest wildcard before others. A host that
+    /// only a VirtualService has goes before a name that is one only by expansion, as no service is given a name that is another's host.
+    pub fn service_named<'a>(
+        &'a self,
         host: &Host,
         namespace: &Namespace,
         port: u16,
         when: Span,
-    ) -> Option<Target<'_>> {
+    ) -> Option<Target<'a>> {
         let host_text = host.as_str();
         // Not built as a `Host`: what is too long for one is no service's name, and so not found.
         let mut name = String::with_capacity(2 * Host::MAX_LEN);
@@ -213,12 +232,20 @@ impl ServiceIndex {
             &[host_text, ".", CLUSTER_DOMAIN],
             &[host_text],
         ];
-        let exact = expansions.iter().find_map(|parts| {
-            name.clear();
-            name.extend(parts.iter().copied());
-            self.with_host(&name, when)
-        });
-        let services = exact.or_else(|| self.longest_wildcard(host_text, when))?;
+        let mut expanded = |find: &mut dyn FnMut(&str) -> Option<Found<'a>>| {
+            expansions.iter().find_map(|parts| {
+                name.clear();
+                name.extend(parts.iter().copied());
+                find(&name)
+            })
+        };
+        let routed = |host: &str| self.routed_host(host, namespace, when);
+        let has_service = || self.with_host(host_text, when).is_some();
+        let services = routed(host_text)
+            .filter(|_| !has_service())
+            .or_else(|| expanded(&mut |host| self.with_host(host, when)))
+            .or_else(|| expanded(&mut |host| routed(host)))
+            .or_else(|| self.longest_wildcard(host_text, namespace, when))?;
         // One host in several objects: istiod prefers a Kubernetes Service, then what is in the caller's namespace.
         let (best, _) = services.into_iter().min_by_key(|(known, sure)| {
             let service = &known.service;
@@ -233,15 +260,25 @@ impl ServiceIndex {
         Some(by_port(&best.service, port).unwrap_or_else(|| unlisted(&best.service, port)))
     }
 
-    fn with_host(&self, host: &str, when: Span) -> Option<Vec<(&Known, bool)>> {
+    fn with_host(&self, host: &str, when: Span) -> Option<Found<'_>> {
         let found: Vec<_> = present(self.hosts.get(host), when).collect();
         (!found.is_empty()).then_some(found)
     }
 
-    fn longest_wildcard(&self, host: &str, when: Span) -> Option<Vec<(&Known, bool)>> {
+    /// Those who route the host and are visible in `namespace`.
+    fn routed_host(&self, host: &str, namespace: &Namespace, when: Span) -> Option<Found<'_>> {
+        let all = self.routed.get(host)?.iter();
+        let visible = all.filter(|routed| routed.visible.is_in(namespace));
+        let found: Vec<_> = visible.filter_map(|routed| seen_at(&routed.known, when)).collect();
+        (!found.is_empty()).then_some(found)
+    }
+
+    fn longest_wildcard(&self, host: &str, namespace: &Namespace, when: Span) -> Option<Found<'_>> {
         let mut rest = host;
         while let Some((_, suffix)) = rest.split_once('.') {
-            if let Some(found) = self.with_host(&format!("*.{suffix}"), when) {
+            let wildcard = format!("*.{suffix}");
+            let services = self.with_host(&wildcard, when);
+            if let Some(found) = services.or_else(|| self.routed_host(&wildcard, namespace, when)) {
                 return Some(found);
             }
             rest = suffix;
@@ -253,11 +290,15 @@ impl ServiceIndex {
 /// Those that were there at `when`, or may have been, and whether they were for sure.
 fn present(known: Option<&Vec<Arc<Known>>>, when: Span) -> impl Iterator<Item = (&Known, bool)> + Clone {
     let all = known.map_or(&[][..], Vec::as_slice).iter();
-    all.filter_map(move |known| match known.life.at(when) {
+    all.filter_map(move |known| seen_at(known, when))
+}
+
+fn seen_at(known: &Known, when: Span) -> Option<(&Known, bool)> {
+    match known.life.at(when) {
         Presence::No => None,
-        Presence::Maybe => Some((&**known, false)),
-        Presence::Yes => Some((&**known, true)),
-    })
+        Presence::Maybe => Some((known, false)),
+        Presence::Yes => Some((known, true)),
+    }
 }
 
 /// Order of services where an order is needed; their host and object make it total.
@@ -270,7 +311,7 @@ pub fn endpoints_stand_for(service: &Service) -> bool {
     match service.kind {
         ServiceKind::Headless => true,
         ServiceKind::ServiceEntry => service.addresses.is_empty(),
-        ServiceKind::Virtual | ServiceKind::ExternalName(_) => false,
+        ServiceKind::Virtual | ServiceKind::ExternalName(_) | ServiceKind::Routed => false,
     }
 }
 

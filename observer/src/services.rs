@@ -7,8 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::model::config::{HostPattern, Visibility};
 use crate::model::mesh::{AddressRange, Service, ServiceKind, ServicePort};
 use crate::model::names::{Host, Namespace};
+use crate::objects::istio::{ExportTo, GatewayRef, VirtualServiceSpec};
 use crate::objects::{
     Address, ClusterIp, EndpointSlice, Object, ServiceEntrySpec, ServiceEntryStatus, ServiceSpec,
     ServiceStatus, WorkloadEntrySpec,
@@ -137,6 +139,49 @@ pub fn of_entry<'a>(
         ports: ports.clone(),
     });
     Ok(services.collect())
+}
+
+/// The names and wildcards that a VirtualService routes for sidecars, each as a service without an address, and to whom it is visible.
+/// Those that are also a service's are among them. An address is no name, and `*` is one that istiod does not take for sidecars.
+pub fn of_virtual_service(object: &Object<VirtualServiceSpec>) -> (Vec<Service>, Visibility) {
+    let spec = &object.spec;
+    let namespace = object.metadata.namespace();
+    let for_sidecars = spec.gateways.is_empty() || spec.gateways.contains(&GatewayRef::Mesh);
+    let patterns = spec.hosts.iter().filter(|_| for_sidecars);
+    let hosts: BTreeSet<Host> = patterns
+        .filter_map(|pattern| match pattern {
+            // A name without a dot is one in the namespace of the object; every other is complete.
+            HostPattern::Name(host) if !host.as_str().contains('.') => {
+                Host::of_service(host.as_str(), &namespace).ok()
+            }
+            HostPattern::Name(host) => Some(host.clone()),
+            HostPattern::Any | HostPattern::Address(_) => None,
+        })
+        .collect();
+    let services = hosts.into_iter().map(|host| Service {
+        host,
+        namespace: namespace.clone(),
+        name: object.metadata.name.as_str().to_owned(),
+        kind: ServiceKind::Routed,
+        addresses: BTreeSet::new(),
+        endpoints: BTreeSet::new(),
+        endpoint_ports: BTreeMap::new(),
+        ports: Vec::new(),
+    });
+    (services.collect(), visibility(&spec.export_to, &namespace))
+}
+
+/// Where nothing is said, it is taken for visible to all: the mesh may say otherwise, and a dependency too many does no harm.
+fn visibility(export_to: &[ExportTo], namespace: &Namespace) -> Visibility {
+    if export_to.is_empty() || export_to.contains(&ExportTo::All) {
+        return Visibility::All;
+    }
+    let namespaces = export_to.iter().filter_map(|to| match to {
+        ExportTo::Own => Some(namespace.clone()),
+        ExportTo::Namespace(other) => Some(other.clone()),
+        ExportTo::All | ExportTo::None => None,
+    });
+    Visibility::Only(namespaces.collect())
 }
 
 /// What istiod allocated for a host without an address of its own.

@@ -152,8 +152,8 @@ impl Sources {
         self.homes.retain(|_, home| *home != netns);
     }
 
-    /// At least one, from who knows best.
-    fn addresses(&self, netns: u64) -> Option<&BTreeSet<IpAddr>> {
+    /// The addresses of a namespace: at least one, from who knows best.
+    pub fn addresses(&self, netns: u64) -> Option<&BTreeSet<IpAddr>> {
         [&self.scanned, &self.local, &self.by_home]
             .into_iter()
             .filter_map(|known| known.get(&netns))

@@ -1,16 +1,14 @@
 //! Watching the kernel: what `observe` and `agent` have in common. Holds the loop; decides nothing.
 
-use std::collections::BTreeMap;
-use std::mem;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use sidescope_common::{Counter, EdgeKey, EdgeState};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
-use crate::collect::{Collector, address};
+use crate::binding::Bindings;
+use crate::collect::Collector;
 use crate::living::Living;
-use crate::losses::Hit;
 use crate::namespaces::Part;
 use crate::older::{Older, Sight};
 use crate::probes::{Event, Malformed, ProbeError, Probes, Settings, now_ns};
@@ -19,9 +17,13 @@ use crate::sockets::Socket;
 use crate::sources::{Name, Sources};
 
 mod gone;
+mod losses;
+mod proxies;
 mod scans;
 mod stop;
+mod whose;
 
+use proxies::Pods;
 use scans::Scans;
 pub use stop::{Failure, Stop};
 
@@ -49,6 +51,8 @@ pub struct Watch {
     pub collector: Collector,
     /// Whose network namespaces they are.
     pub sources: Sources,
+    /// Which pods these are.
+    pub bindings: Bindings,
     /// Connections from before the programs.
     pub older: Older,
     /// The cgroup that is watched.
@@ -59,6 +63,8 @@ pub struct Watch {
     living: Living,
     scans: Scans,
     tick: Interval,
+    /// When the set was last looked at, nanoseconds of CLOCK_MONOTONIC: what came before is in the ring, or in the collector.
+    looked_ns: u64,
     /// Edges without an event at the last sweep.
     unannounced: u64,
     /// When the last sweep was.
@@ -68,6 +74,8 @@ pub struct Watch {
     /// Connects that found the set full, at the last scan for that, and when it was.
     beyond: u64,
     full_scanned: Option<Instant>,
+    /// What Kubernetes says of the pods.
+    pods: Pods,
     /// The scan under way has told of proxies whose edges are still in the kernel's set.
     proxies_are_news: bool,
 }
@@ -81,6 +89,7 @@ impl Watch {
             probes,
             collector: Collector::default(),
             sources: Sources::default(),
+            bindings: Bindings::default(),
             older,
             proxy_uids: settings.proxy_uids.clone(),
             room: settings.edges as usize,
@@ -88,11 +97,13 @@ impl Watch {
             scans: Scans::new(by, cgroup.clone(), Instant::now()),
             cgroup,
             tick,
+            looked_ns: 0,
             unannounced: 0,
             swept: Instant::now(),
             idle_looked_for: None,
             beyond: 0,
             full_scanned: None,
+            pods: Pods::default(),
             proxies_are_news: false,
         }
     }
@@ -124,11 +135,13 @@ impl Watch {
     /// # Errors
     /// When the kernel refuses to read the set.
     pub fn take_all(&mut self) -> Result<(), ProbeError> {
+        self.looked_ns = now_ns();
         self.drain();
         self.sweep().map(drop)
     }
 
-    fn drain(&mut self) {
+    /// Takes what is in the ring.
+    pub fn drain(&mut self) {
         let collector = &mut self.collector;
         self.probes.drain(|record| collect(collector, record));
     }
@@ -173,6 +186,7 @@ impl Watch {
 
     /// Edges whose event was lost, counts, and what is not known yet of the namespaces.
     fn look_at_set(&mut self) -> Result<(), ProbeError> {
+        self.looked_ns = now_ns();
         // The whole set costs two calls an edge, so only where an event was lost, and now and then for names of addresses that
         // changed.
         let unannounced = self.probes.counter(Counter::EdgeRingFull)?;
@@ -191,6 +205,17 @@ impl Watch {
             return Ok(());
         }
         self.scan_if_due(news)
+    }
+
+    /// When the set was last looked at: what came before is known here as soon as the ring was taken after that. Nanoseconds of
+    /// CLOCK_MONOTONIC.
+    pub fn looked_ns(&self) -> u64 {
+        self.looked_ns
+    }
+
+    /// Namespaces that are gone, as far as it is known.
+    pub fn gone(&self) -> impl Iterator<Item = u64> {
+        self.living.gone()
     }
 
     /// Lists sockets so often from here on, and once at once. For tests.
@@ -236,40 +261,25 @@ impl Watch {
         self.sources.end_scan(whole);
         self.collector.close(&self.living.gone().collect());
         self.take_sources()?;
-        if mem::take(&mut self.proxies_are_news) {
-            self.sweep()?;
-        }
-        Ok(())
-    }
-
-    /// What the programs know of the namespaces.
-    fn take_sources(&mut self) -> Result<(), ProbeError> {
-        let now = now_ns();
-        for (source, local) in self.probes.sources()? {
-            self.sources.add_local(source.netns, address(local.addr));
-            self.living.notice(source.netns, now);
-        }
-        // Last, because a program may have left its cgroup since it connected.
-        if self.sources.has_homes() {
-            for (netns, cgroup) in self.probes.cgroups()? {
-                self.sources.add_by_home(netns, cgroup);
-            }
-        }
-        Ok(())
+        self.sweep_proxies()
     }
 
     fn take_part(&mut self, what: What, part: Part) -> Result<(), ProbeError> {
         let cookie = part.cookie();
-        let Part { netns, watched, addresses, sockets, unlisted, cgroups, users } = part;
+        let Part { netns, watched, addresses, sockets, unlisted, cgroups, pods, users } = part;
         let name = cookie.map_or(Name::Reused(netns), Name::Cookie);
         let now = now_ns();
         // Later parts have more sockets and nothing else.
-        if self.living.found(name, watched, now) {
+        let is_first = self.living.found(name, watched, now);
+        if is_first {
             if self.sources.scanned(name, addresses, watched) {
                 self.sources.look_at(netns, users.as_ref());
             } else {
                 self.collector.too_many_namespaces();
             }
+        }
+        if cookie.is_some() {
+            self.bindings.bind(netns, &pods);
         }
         for cgroup in cgroups {
             if !self.sources.add_home(cgroup, netns) {
@@ -279,19 +289,9 @@ impl Watch {
         if what == What::Sockets {
             self.older.namespace(netns, !unlisted);
         }
-        let users = users.unwrap_or_default();
-        let uids = match cookie {
-            Some(_) => users.of_pod(&self.proxy_uids),
-            None => users.of_pod_everywhere(&self.proxy_uids),
-        };
         // Before the sockets, some of which are the proxy's.
-        for uid in uids {
-            if self.collector.leave_out(cookie, uid) {
-                self.proxies_are_news = true;
-                if !self.probes.add_proxy_uid(cookie, uid)? {
-                    self.collector.too_many_proxies(cookie);
-                }
-            }
+        if is_first {
+            self.look_for_proxies(netns, cookie, users)?;
         }
         for socket in &sockets {
             self.take_existing(netns, cookie, socket, now)?;
@@ -342,34 +342,6 @@ impl Watch {
         self.end_scan().await?;
         self.scan_if_due(true)?;
         self.end_scan().await
-    }
-
-    /// Which network namespaces the losses have hit.
-    ///
-    /// # Errors
-    /// When the kernel refuses to read its map.
-    pub fn hit(&self) -> Result<Hit, ProbeError> {
-        let mut hit = self.collector.hit().clone();
-        for (netns, causes) in self.probes.losses()? {
-            hit.note_causes(netns, &causes);
-        }
-        Ok(hit)
-    }
-
-    /// What was lost, in the kernel and here; only causes that occurred.
-    ///
-    /// # Errors
-    /// When the kernel refuses to read its counters.
-    pub fn losses(&self) -> Result<BTreeMap<String, u64>, ProbeError> {
-        let mut losses: BTreeMap<String, u64> =
-            self.collector.losses().iter().map(|(loss, count)| (loss.name().to_owned(), *count)).collect();
-        for counter in Counter::ALL.into_iter().filter(|counter| counter.is_loss()) {
-            let count = self.probes.counter(counter)?;
-            if count > 0 {
-                losses.insert(counter.name().to_owned(), count);
-            }
-        }
-        Ok(losses)
     }
 }
 

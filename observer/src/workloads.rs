@@ -77,6 +77,12 @@ impl Controllers {
         there.map(|(key, _)| key)
     }
 
+    /// The workloads that have a controller which is there.
+    pub fn living(&self) -> impl Iterator<Item = &WorkloadRef> {
+        let there = self.known.iter().filter(|(_, controller)| controller.gone.is_none());
+        there.map(|(key, controller)| controller.owner.as_ref().unwrap_or(key))
+    }
+
     /// The workload that the pods of a controller belong to.
     pub fn workload_of(&self, direct: WorkloadRef) -> Belongs {
         match self.known.get(&direct) {

@@ -29,6 +29,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
+use serde_json::json;
 use tokio::runtime::{Handle, Runtime};
 
 pub use background::{down, hold, status, up};
@@ -43,6 +44,7 @@ use component::Component;
 use control_plane::Apiserver;
 use data::Inner;
 use istio::Istiod;
+use local::Local;
 
 /// How long a component may take until it is ready, on a machine that does much else.
 const READY: Duration = Duration::from_secs(120);
@@ -74,11 +76,20 @@ pub struct Cluster {
 impl Cluster {
     /// Starts one and waits until it is ready. Sweeps what clusters have left whose owner is gone.
     pub fn start(parts: Parts) -> Result<Self> {
+        Self::start_with(parts, None)
+    }
+
+    /// The same, where the API server logs all requests of a user into [`Self::audit_log`].
+    pub fn start_audited(parts: Parts, user: &str) -> Result<Self> {
+        Self::start_with(parts, Some(user))
+    }
+
+    fn start_with(parts: Parts, audited: Option<&str>) -> Result<Self> {
         let inner = signals::register(Inner::claim)?;
         // Made before anything runs, so that its drop ends it also when something fails here.
         let starting = Starting { inner };
         let cluster = starting
-            .start(parts)
+            .start(parts, audited)
             .with_context(|| format!("cannot start the cluster {}", starting.inner.id))?;
         std::mem::forget(starting);
         Ok(cluster)
@@ -97,6 +108,11 @@ impl Cluster {
     /// The file that an administrator's kubectl takes.
     pub fn kubeconfig(&self) -> PathBuf {
         self.inner.dir.join(control_plane::KUBECONFIG)
+    }
+
+    /// Where the API server logs the requests of the user that it audits.
+    pub fn audit_log(&self) -> PathBuf {
+        self.inner.dir.join(control_plane::AUDIT_LOG)
     }
 
     /// The administrator's way to the API, for a client in a runtime of one's own.
@@ -139,6 +155,22 @@ impl Cluster {
     pub fn restart_apiserver(&self) -> Result<()> {
         self.kill_apiserver();
         self.start_apiserver()
+    }
+
+    /// A free port of loopback for a program beside the cluster. Outgoing connections do not take it while the program is away.
+    pub fn free_port() -> Result<u16> {
+        let [port]: [u16; 1] = ports::pick()?;
+        Ok(port)
+    }
+
+    /// Lets etcd forget whatever is not the latest. The API server may still have some of it in its memory, until it is restarted.
+    pub fn forget_history(&self) -> Result<()> {
+        let etcd = Local::new(self.handle(), "http", self.apiserver.etcd)?;
+        // Any key will do; this is a zero byte in base64.
+        let found = etcd.ask("/v3/kv/range", &json!({"key": "AA==", "keys_only": true}))?;
+        let revision = &found["header"]["revision"];
+        etcd.ask("/v3/kv/compaction", &json!({"revision": revision, "physical": true}))?;
+        Ok(())
     }
 
     /// Starts istiod with a mesh of one's own, in a cluster without one.
@@ -202,14 +234,14 @@ impl Drop for Starting {
 }
 
 impl Starting {
-    fn start(&self, parts: Parts) -> Result<Cluster> {
+    fn start(&self, parts: Parts, audited: Option<&str>) -> Result<Cluster> {
         let inner = Arc::clone(&self.inner);
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let runtime = runtime.context("cannot start the asynchronous runtime")?;
         let handle = runtime.handle();
         let admin = certificates::make(&inner.dir)?;
         let etcd = control_plane::start_etcd(&inner, handle)?;
-        let apiserver = control_plane::start_apiserver(&inner, handle, etcd, parts)?;
+        let apiserver = control_plane::start_apiserver(&inner, handle, etcd, parts, audited)?;
         let kubeconfig = admin.kubeconfig(apiserver.port);
         let text = serde_json::to_string_pretty(&kubeconfig)?;
         inner.write(control_plane::KUBECONFIG, &text)?;

@@ -2,9 +2,10 @@
 //!
 //! A [`Bed`] is a network of its own: a node namespace with a bridge, one namespace per pod, ClusterIPs. The machine's
 //! own network is never touched, and nothing of a bed outlives the process that made it.
-//! A [`Cluster`] is a real Kubernetes control plane beside it.
+//! A [`Cluster`] is a real Kubernetes control plane beside it; [`aggregator`] runs Sidescope's aggregator on one.
 //! [`bookinfo`] fills a bed with Istio's sample application, [`demo`] runs `sidescope observe` on that.
 
+pub mod aggregator;
 pub mod bed;
 pub mod bench;
 pub mod bookinfo;
@@ -15,7 +16,9 @@ pub mod dial;
 pub mod dns;
 pub mod existing;
 pub mod inventory;
+pub mod scale;
 pub mod tcp;
+mod usage;
 pub mod wait;
 
 pub use bed::{Bed, Host, Proc, Service, ServicePort};

@@ -12,7 +12,7 @@ use sidescope_tests::bookinfo::{self, Load, Name, app::Role};
 use sidescope_tests::cluster::{Cluster, Parts};
 use sidescope_tests::demo::{self, Calls};
 use sidescope_tests::dial::{self, How};
-use sidescope_tests::{Bed, Cmd, bed, cluster, dns, existing, tcp};
+use sidescope_tests::{Bed, Cmd, bed, cluster, dns, existing, scale, tcp};
 
 #[derive(Parser)]
 #[command(about = "Sidescope's test bed: real processes in network namespaces")]
@@ -61,6 +61,18 @@ enum Command {
         /// Where the results go
         #[arg(long, default_value = "target/bench/plan.json")]
         out: PathBuf,
+    },
+    /// Measure the aggregator in a large cluster with all its agents
+    Scale {
+        /// The program `sidescope`
+        #[arg(long)]
+        sidescope: PathBuf,
+        /// Where the results go
+        #[arg(long, default_value = "target/bench/scale.json")]
+        out: PathBuf,
+        /// Which part of the full size: of a smaller one the figures say little
+        #[arg(long, default_value_t = 1.0)]
+        scale: f64,
     },
     /// The server of the bench (run by it, in a pod)
     #[command(hide = true)]
@@ -153,12 +165,15 @@ enum Command {
         /// Wait after the first piece until something is written to this FIFO
         #[arg(long)]
         pause: Option<PathBuf>,
+        /// Have the kernel add a hop-by-hop header to each packet (IPv6)
+        #[arg(long)]
+        hop_by_hop: bool,
     },
     /// Connect to a sink over and over as fast as it goes, each time with a request: for one host for so many milliseconds, then for
     /// another one so many times. Prints how many connections there were
     #[command(hide = true)]
     Knock { address: SocketAddr, first: String, milliseconds: u64, second: String, times: u64 },
-    /// Knock for a host for so many milliseconds, then open connections at once, and when something is written to the FIFO send a request
+    /// Name a host, connect for so many milliseconds, then open connections at once, and when something is written to the FIFO send a request
     /// for another host on each
     #[command(hide = true)]
     Pool { address: SocketAddr, first: String, milliseconds: u64, count: usize, pause: PathBuf },
@@ -228,6 +243,7 @@ fn run(command: Command) -> Result<()> {
             bench::run(&bench::Options { sidescope, testbed, out, rounds, block })
         }
         Command::BenchPlan { out } => bench::plan::run(&out),
+        Command::Scale { sidescope, out, scale } => scale::run(&scale::Options { sidescope, out, scale }),
         Command::BenchServe { cpu } => bench_load::serve(cpu),
         Command::BenchLoad { orders, cpu } => bench_load::run(&orders, cpu),
         Command::Cluster { what } => match what {
@@ -273,8 +289,9 @@ fn run(command: Command) -> Result<()> {
         Command::Keep { listen, each, addresses } => existing::keep(listen, each, &addresses),
         Command::Look { cgroup } => existing::look(&cgroup),
         Command::Sink { port } => tcp::sink(port),
-        Command::Send { address, cuts, input, pause } => {
-            tcp::send(address, &cuts, input.as_deref(), pause.as_deref())
+        Command::Send { address, cuts, input, pause, hop_by_hop } => {
+            let options = tcp::Options { cuts: &cuts, pause: pause.as_deref(), hop_by_hop };
+            tcp::send(address, input.as_deref(), &options)
         }
         Command::Knock { address, first, milliseconds, second, times } => {
             tcp::knock(address, (&first, Duration::from_millis(milliseconds)), (&second, times))

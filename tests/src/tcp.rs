@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use std::{fs, thread};
 
 use anyhow::{Context, Result};
-use nix::libc::linger;
+use nix::libc::{self, linger};
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::Linger;
+use nix::{setsockopt_impl, sockopt_impl};
 
 use crate::wait::patient;
 
@@ -67,15 +68,26 @@ fn swallow(mut stream: TcpStream) -> io::Result<()> {
     }
 }
 
-/// Sends what it reads to a sink, cut into pieces at these places. Each is a packet of its own (or several, if it is large):
-/// it waits until the sink has told of all bytes of one before it sends the next.
-pub fn send(address: SocketAddr, cuts: &[usize], input: Option<&Path>, pause: Option<&Path>) -> Result<()> {
+/// How to send.
+#[derive(Default)]
+pub struct Options<'a> {
+    /// Where to cut into pieces.
+    pub cuts: &'a [usize],
+    /// Waits after the first piece until something is written to this FIFO.
+    pub pause: Option<&'a Path>,
+    /// The kernel adds a hop-by-hop header to each packet (IPv6).
+    pub hop_by_hop: bool,
+}
+
+/// Sends what it reads to a sink, in pieces. Each is a packet of its own (or several, if it is large): it waits until the sink has told
+/// of all bytes of one before it sends the next.
+pub fn send(address: SocketAddr, input: Option<&Path>, options: &Options<'_>) -> Result<()> {
     let mut bytes = Vec::new();
     match input {
         Some(path) => bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?,
         None => drop(io::stdin().read_to_end(&mut bytes).context("cannot read standard input")?),
     }
-    deliver(address, &bytes, cuts, pause)
+    deliver(address, &bytes, options)
 }
 
 /// What is sent on one connection: to whom, what, and where it is cut into pieces.
@@ -84,17 +96,22 @@ pub type Message = (SocketAddr, Vec<u8>, Vec<usize>);
 /// Sends what it reads as JSON, one message after the other, as [`send`] does: the start of a process costs more than that.
 pub fn send_all() -> Result<()> {
     let messages: Vec<Message> = serde_json::from_reader(io::stdin()).context("cannot read the messages")?;
-    messages.iter().try_for_each(|(address, bytes, cuts)| deliver(*address, bytes, cuts, None))
+    messages.iter().try_for_each(|(address, bytes, cuts)| {
+        deliver(*address, bytes, &Options { cuts, ..Options::default() })
+    })
 }
 
-fn deliver(address: SocketAddr, bytes: &[u8], cuts: &[usize], pause: Option<&Path>) -> Result<()> {
+fn deliver(address: SocketAddr, bytes: &[u8], options: &Options<'_>) -> Result<()> {
     let mut stream = TcpStream::connect_timeout(&address, patient(TIMEOUT))
         .with_context(|| format!("connect to {address}"))?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(patient(TIMEOUT)))?;
+    if options.hop_by_hop {
+        setsockopt(&stream, HopByHop, &NO_OPTIONS).context("cannot have a hop-by-hop header")?;
+    }
     let mut start = 0;
-    let mut pause = pause;
-    for end in cuts.iter().copied().chain([bytes.len()]) {
+    let mut pause = options.pause;
+    for end in options.cuts.iter().copied().chain([bytes.len()]) {
         let piece = bytes.get(start..end).with_context(|| format!("no piece from {start} to {end}"))?;
         stream.write_all(piece).with_context(|| format!("write to {address}"))?;
         stream.read_exact(&mut vec![0; piece.len()]).with_context(|| format!("read from {address}"))?;
@@ -106,6 +123,18 @@ fn deliver(address: SocketAddr, bytes: &[u8], cuts: &[usize], pause: Option<&Pat
     }
     Ok(())
 }
+
+sockopt_impl!(
+    /// What the kernel puts behind the IPv6 header of each packet: a header of eight bytes.
+    HopByHop,
+    SetOnly,
+    libc::IPPROTO_IPV6,
+    libc::IPV6_HOPOPTS,
+    [u8; 8]
+);
+
+/// Padding.
+const NO_OPTIONS: [u8; 8] = [0, 0, 1, 4, 0, 0, 0, 0];
 
 /// A connection to a sink that is closed with a reset, so that its port is free at once.
 fn short_lived(address: SocketAddr) -> Result<TcpStream> {
@@ -122,12 +151,13 @@ fn request(stream: &mut TcpStream, host: &str) -> Result<()> {
     Ok(stream.read_exact(&mut vec![0; request.len()])?)
 }
 
-/// Knocks for a host for some time, then opens so many connections at once, says so, and waits for something to be written to the
-/// FIFO. Then each of them has a request for a host of its own.
+/// Names a host and connects for some time, as fast as it goes; then opens so many connections at once, says so, and waits for something
+/// to be written to the FIFO. Then each of them has a request for a host of its own.
 pub fn pool(address: SocketAddr, first: (&str, Duration), count: usize, pause: &Path) -> Result<()> {
     let start = Instant::now();
+    request(&mut short_lived(address)?, first.0)?;
     while start.elapsed() < first.1 {
-        request(&mut short_lived(address)?, first.0)?;
+        short_lived(address)?;
     }
     let mut streams = (0..count).map(|_| short_lived(address)).collect::<Result<Vec<_>>>()?;
     println!("{count} open");

@@ -16,6 +16,8 @@ use sidescope_tests::{Bed, Cmd, Host, Proc, Service, ServicePort, wait_for};
 
 const TESTBED: &str = env!("CARGO_BIN_EXE_testbed");
 const SOON: Duration = Duration::from_secs(20);
+/// To load the programs takes that long on a busy machine with two processors.
+const START: Duration = Duration::from_secs(60);
 const PORT: u16 = 9080;
 
 /// A bed with a server and its service, and `sidescope observe` on its pods.
@@ -62,7 +64,7 @@ impl Scene {
         let observe =
             observe.arg("--out").arg(self.dir.join("out")).arg("--cgroup").arg(self.bed.pods_cgroup());
         let watcher = self.bed.spawn_on_machine(&observe)?;
-        watcher.wait_for_log("watching", SOON)?;
+        watcher.wait_for_log("watching", START)?;
         Ok(watcher)
     }
 

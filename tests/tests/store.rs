@@ -9,7 +9,7 @@ use kube::Client;
 use kube::api::{Api, ListParams};
 use serde_json::json;
 use sidescope::crd::WorkloadDependencies;
-use sidescope::ledger::{Ledger, Outcome, Seen, Settings};
+use sidescope::ledger::{Account, Ledger, Outcome, Seen, Settings};
 use sidescope::model::dependencies::{MAX_DESTINATIONS, SeenBy};
 use sidescope::model::graph::{
     Dependency, DirectCall, Evidence, Pods, PortUse, Unresolved, UnresolvedReason, WorkloadNode,
@@ -75,8 +75,17 @@ fn seen(by: Option<&SeenBy>) -> Seen<'_> {
 }
 
 fn note(ledger: &mut Ledger, workload: &WorkloadRef, host: &str) -> Result<()> {
-    ledger.merge(&call(workload, host)?, &[], &seen(None), NOW);
+    merge(ledger, &call(workload, host)?, &[], &seen(None));
     Ok(())
+}
+
+fn merge(ledger: &mut Ledger, node: &WorkloadNode, unresolved: &[Unresolved], seen: &Seen<'_>) {
+    let uses = node.dependencies.iter().flat_map(|dependency| {
+        let (host, namespace) = (&dependency.host, &dependency.namespace);
+        dependency.ports.iter().map(move |(port, port_use)| ((host, namespace, *port), port_use.clone()))
+    });
+    let account = Account { uses: &uses.collect(), direct: &node.direct, unresolved };
+    ledger.merge(&node.workload, account, seen, NOW);
 }
 
 /// Writes until nothing new is left to be written; gives the outcomes that were not expected.
@@ -220,10 +229,11 @@ fn largest(ledger: &mut Ledger, workload: &WorkloadRef) -> Result<()> {
             address,
             port: 65_535,
             hosts: BTreeSet::new(),
+            host_unknown: true,
             reason: UnresolvedReason::AmbiguousAddress,
             connects: u64::MAX,
         };
-        ledger.merge(&node, &[unresolved], &seen(Some(&by)), NOW);
+        merge(ledger, &node, &[unresolved], &seen(Some(&by)));
         ledger.lost(workload, &format!("{n:03}{}", "c".repeat(61)), NOW, NOW);
     }
     ledger.judge(workload, &"ä".repeat(10_000), NOW);

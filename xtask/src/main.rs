@@ -63,7 +63,7 @@ enum Task {
         #[arg(long, value_name = "VERSION", num_args = 0.., conflicts_with = "quick")]
         kernels: Option<Vec<String>>,
     },
-    /// Builds, then measures on this machine, which should do nothing else
+    /// Builds, then measures on this machine, which must do nothing else
     Bench {
         /// What to measure
         #[command(subcommand)]
@@ -97,6 +97,12 @@ enum Bench {
     Kernel,
     /// How long it takes to plan a mesh of 20,000 workloads, and how much memory
     Plan,
+    /// What the aggregator needs and how right it is with 1,000 agents and 20,000 pods; takes about ten minutes
+    Scale {
+        /// Only a part of that, to try the bench itself
+        #[arg(long, value_name = "PART", default_value_t = 1.0)]
+        scale: f64,
+    },
 }
 
 fn main() -> ExitCode {
@@ -127,6 +133,7 @@ fn run(task: Task) -> Result<()> {
         Task::Test { quick, kernels: None } => test::run(quick),
         Task::Bench { what: Bench::Kernel } => bench_kernel(),
         Task::Bench { what: Bench::Plan } => bench_plan(),
+        Task::Bench { what: Bench::Scale { scale } } => bench_scale(scale),
         Task::Tidy => tidy::run(),
         Task::Capture => samples::capture(),
         Task::Fuzz { seconds } => samples::fuzz(seconds),
@@ -191,4 +198,15 @@ fn bench_plan() -> Result<()> {
         "--out",
         "target/bench/plan.json",
     ]))
+}
+
+fn bench_scale(scale: f64) -> Result<()> {
+    setup::run(Needs::Cluster)?;
+    components::build()?;
+    build(true)?;
+    let mut testbed = Command::new("target/release/testbed");
+    testbed.args(["scale", "--sidescope", "target/release/sidescope", "--out", "target/bench/scale.json"]);
+    testbed.arg(format!("--scale={scale}"));
+    // It takes our place, as the demo does.
+    Err(testbed.exec()).context("target/release/testbed")
 }

@@ -170,6 +170,7 @@ fn what_is_not_known_is_said_and_not_guessed() {
             .collect();
         let expected: Vec<_> = expected.iter().map(|(r, hosts)| (*r, hosts.to_vec())).collect();
         assert_eq!(found, expected, "{flow:?}");
+        assert!(graph.unresolved.iter().all(|entry| entry.host_unknown == flow.host_unknown), "{flow:?}");
     }
 }
 

@@ -4,12 +4,13 @@
 
 use std::cmp::Ordering;
 
+use crate::attribute::Uses;
 use crate::model::dependencies::{
     Coverage, Dependency, Direct, EvidenceKind, Loss, MAX_CONNECTS, MAX_DIRECT, MAX_LOSSES, MAX_PORTS,
     MAX_UNKNOWN_HOSTS, MAX_UNRESOLVED, OTHER_CAUSES, OTHER_PORTS, Port, Record, SeenBy, UnknownHost,
     Unresolved,
 };
-use crate::model::graph::{self, PortUse, WorkloadNode};
+use crate::model::graph::{self, DirectCall, PortUse};
 use crate::model::mesh::PortProtocol;
 use crate::model::names::{Host, Namespace, WorkloadRef};
 use crate::model::stamp::{Seconds, Timestamp};
@@ -38,36 +39,37 @@ pub struct Seen<'a> {
     pub by: Option<&'a SeenBy>,
 }
 
+/// What attributed flows of a workload say.
+#[derive(Clone, Copy, Debug)]
+pub struct Account<'a> {
+    /// Which services they went to, or named.
+    pub uses: &'a Uses<'a>,
+    /// Calls straight to pods.
+    pub direct: &'a [DirectCall],
+    /// Destinations without a place in the mesh.
+    pub unresolved: &'a [graph::Unresolved],
+}
+
 /// Adds what attributed flows of its workload say, all seen within the same time. Where nothing changes, nothing is allocated.
-pub fn note(
-    record: &mut Record,
-    node: &WorkloadNode,
-    unresolved: &[graph::Unresolved],
-    seen: &Seen<'_>,
-    max_destinations: usize,
-) -> Change {
+pub fn note(record: &mut Record, account: Account<'_>, seen: &Seen<'_>, max_destinations: usize) -> Change {
     let (first, last) = (Timestamp::floor(seen.first.earliest()), Timestamp::ceil(seen.last.latest()));
     let covered = record.coverage.covered_at_most(last);
     let mut change = Change::Nothing;
-    for dependency in &node.dependencies {
-        for (number, port_use) in &dependency.ports {
-            let to = (&dependency.host, &dependency.namespace);
-            let port = port_of(*number, port_use, first, last, covered);
-            let more = record.add_port(to, seen.by, port, max_destinations, seen_again);
-            change = change.max(more);
-            for host in &port_use.unknown_hosts {
-                change = change.max(record.add_unknown_host(host, Some(&dependency.host), last));
-            }
+    for ((host, namespace, number), port_use) in account.uses {
+        let port = port_of(*number, port_use, first, last, covered);
+        change = change.max(record.add_port((host, namespace), seen.by, port, max_destinations, seen_again));
+        for unknown in &port_use.unknown_hosts {
+            change = change.max(record.add_unknown_host(unknown, Some(host), last));
         }
     }
-    for direct in &node.direct {
+    for direct in account.direct {
         let host_unknown = direct.host_unknown.then_some(last);
         change = change.max(record.add_direct(&direct.workload, direct.port, host_unknown, last));
         for host in &direct.unknown_hosts {
             change = change.max(record.add_unknown_host(host, None, last));
         }
     }
-    for edge in unresolved {
+    for edge in account.unresolved {
         let entry = Unresolved {
             address: edge.address,
             port: edge.port,

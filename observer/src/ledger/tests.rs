@@ -4,8 +4,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use proptest::prelude::*;
 
 use super::*;
+use crate::attribute::Uses;
 use crate::model::dependencies::{EvidenceKind, MAX_PORTS, OTHER_PORTS, Port, SeenBy};
-use crate::model::graph::{self, DirectCall, Evidence, Pods, PortUse, UnresolvedReason};
+use crate::model::graph::{self, DirectCall, Evidence, Pods, PortUse, UnresolvedReason, WorkloadNode};
 use crate::model::mesh::PortProtocol;
 use crate::model::names::{Host, Namespace, ObjectName};
 use crate::model::stamp::Seconds;
@@ -58,6 +59,37 @@ fn node(calls: &[(&str, u16)]) -> WorkloadNode {
     }
 }
 
+fn uses(node: &WorkloadNode) -> Uses<'_> {
+    let ports = node.dependencies.iter().flat_map(|dependency| {
+        let (host, namespace) = (&dependency.host, &dependency.namespace);
+        dependency.ports.iter().map(move |(port, port_use)| ((host, namespace, *port), port_use.clone()))
+    });
+    ports.collect()
+}
+
+fn note_node(
+    record: &mut Record,
+    node: &WorkloadNode,
+    unresolved: &[graph::Unresolved],
+    seen: &Seen<'_>,
+    most: usize,
+) -> Change {
+    super::note(record, Account { uses: &uses(node), direct: &node.direct, unresolved }, seen, most)
+}
+
+impl Ledger {
+    fn merge_node(
+        &mut self,
+        node: &WorkloadNode,
+        unresolved: &[graph::Unresolved],
+        seen: &Seen<'_>,
+        now: Time,
+    ) -> Merged {
+        let account = Account { uses: &uses(node), direct: &node.direct, unresolved };
+        self.merge(&node.workload, account, seen, now)
+    }
+}
+
 fn at(time: Time) -> Seen<'static> {
     Seen { first: Span::at(time), last: Span::at(time), by: None }
 }
@@ -88,7 +120,7 @@ fn hosts(record: &Record) -> Vec<&str> {
 #[test]
 fn what_is_new_is_written_at_once_and_durable_when_that_is_done() {
     let mut ledger = ledger();
-    let first = ledger.merge(&node(&[("a", 80)]), &[], &at(NOW), NOW);
+    let first = ledger.merge_node(&node(&[("a", 80)]), &[], &at(NOW), NOW);
     assert_eq!(first.change, Change::New);
     let first = first.wait_for.unwrap();
     let writes = ledger.due(NOW, 100);
@@ -96,9 +128,9 @@ fn what_is_new_is_written_at_once_and_durable_when_that_is_done() {
     assert_eq!((write.resource_version.as_ref(), hosts(put(write))), (None, vec!["a"]));
 
     // Told again while it is written: nothing new, but not to be acknowledged yet either.
-    let again = ledger.merge(&node(&[("a", 80)]), &[], &at(NOW), NOW);
+    let again = ledger.merge_node(&node(&[("a", 80)]), &[], &at(NOW), NOW);
     assert_eq!(again, Merged { change: Change::Nothing, wait_for: Some(first) });
-    let second = ledger.merge(&node(&[("b", 80)]), &[], &at(NOW), NOW).wait_for.unwrap();
+    let second = ledger.merge_node(&node(&[("b", 80)]), &[], &at(NOW), NOW).wait_for.unwrap();
     assert_eq!(ledger.due(NOW, 100), [], "one write of a workload at a time");
     ledger.done(&write.workload, Outcome::Written("7".to_owned()), NOW);
     assert!(ledger.is_durable(&workload("web"), first));
@@ -110,7 +142,7 @@ fn what_is_new_is_written_at_once_and_durable_when_that_is_done() {
     ledger.done(&writes[0].workload, Outcome::Written("8".to_owned()), NOW);
     assert!(ledger.is_durable(&workload("web"), second));
     assert_eq!((ledger.next_due(), ledger.in_flight(), ledger.not_durable()), (None, 0, 0));
-    let again = ledger.merge(&node(&[("a", 80)]), &[], &at(NOW), NOW);
+    let again = ledger.merge_node(&node(&[("a", 80)]), &[], &at(NOW), NOW);
     assert_eq!(again, Merged::default());
 }
 
@@ -121,7 +153,7 @@ fn what_is_only_more_recent_is_written_once_an_hour_and_not_all_at_once() {
     for name in &names {
         let mut node = node(&[("a", 80), ("b", 80)]);
         node.workload = name.clone();
-        ledger.merge(&node, &[], &at(NOW), NOW);
+        ledger.merge_node(&node, &[], &at(NOW), NOW);
     }
     while !written(&mut ledger, NOW).is_empty() {}
     let mut per_minute = Vec::new();
@@ -130,7 +162,7 @@ fn what_is_only_more_recent_is_written_once_an_hour_and_not_all_at_once() {
         for name in &names {
             let mut node = node(&[("a", 80)]);
             node.workload = name.clone();
-            let merged = ledger.merge(&node, &[], &at(now), now);
+            let merged = ledger.merge_node(&node, &[], &at(now), now);
             assert_eq!(merged, Merged { change: Change::Refreshed, wait_for: None });
             ledger.cover(
                 name,
@@ -148,14 +180,14 @@ fn what_is_only_more_recent_is_written_once_an_hour_and_not_all_at_once() {
 #[test]
 fn a_failed_write_is_tried_again_later_and_nothing_is_lost() {
     let mut ledger = ledger();
-    let version = ledger.merge(&node(&[("a", 80)]), &[], &at(NOW), NOW).wait_for.unwrap();
+    let version = ledger.merge_node(&node(&[("a", 80)]), &[], &at(NOW), NOW).wait_for.unwrap();
     let (mut now, mut tries) = (NOW, Vec::new());
     for _ in 0..12 {
         let writes = ledger.due(now, 100);
         ledger.done(&writes[0].workload, Outcome::Failed, now);
         // What comes meanwhile makes no more of them.
-        ledger.merge(&node(&[("b", 80)]), &[], &at(NOW), now);
-        ledger.merge(&node(&[("b", 80)]), &[], &at(NOW.plus(MINUTE)), now);
+        ledger.merge_node(&node(&[("b", 80)]), &[], &at(NOW), now);
+        ledger.merge_node(&node(&[("b", 80)]), &[], &at(NOW.plus(MINUTE)), now);
         let next = ledger.next_due().unwrap();
         tries.push(next.since(now));
         now = next;
@@ -172,9 +204,9 @@ fn a_failed_write_is_tried_again_later_and_nothing_is_lost() {
 #[test]
 fn what_another_leader_wrote_is_not_forgotten() {
     let mut ledger = ledger();
-    ledger.merge(&node(&[("a", 80)]), &[], &at(NOW), NOW);
+    ledger.merge_node(&node(&[("a", 80)]), &[], &at(NOW), NOW);
     let mut theirs = Record::default();
-    note(&mut theirs, &node(&[("b", 80)]), &[], &at(NOW), 5);
+    note_node(&mut theirs, &node(&[("b", 80)]), &[], &at(NOW), 5);
     let write = ledger.due(NOW, 1).remove(0);
     ledger.done(&write.workload, Outcome::Conflict(Some((Box::new(theirs), "9".to_owned()))), NOW);
     let write = ledger.due(NOW, 1).remove(0);
@@ -189,7 +221,7 @@ fn what_another_leader_wrote_is_not_forgotten() {
 #[test]
 fn what_the_api_server_does_not_take_holds_nobody_up() {
     let mut ledger = ledger();
-    let version = ledger.merge(&node(&[("a", 80)]), &[], &at(NOW), NOW).wait_for.unwrap();
+    let version = ledger.merge_node(&node(&[("a", 80)]), &[], &at(NOW), NOW).wait_for.unwrap();
     let write = ledger.due(NOW, 1).remove(0);
     ledger.done(&write.workload, Outcome::Refused, NOW);
     assert!(ledger.is_durable(&workload("web"), version));
@@ -206,7 +238,7 @@ fn a_workload_that_is_gone_keeps_its_record_for_the_retention() {
     let mut ledger = ledger();
     let web = workload("web");
     let day = 24 * 60 * MINUTE;
-    ledger.merge(&node(&[("a", 80)]), &[], &at(NOW), NOW);
+    ledger.merge_node(&node(&[("a", 80)]), &[], &at(NOW), NOW);
     written(&mut ledger, NOW);
     ledger.set_present(&web, false, NOW);
     ledger.retire(NOW.plus(30 * day));
@@ -223,7 +255,7 @@ fn a_workload_that_is_gone_keeps_its_record_for_the_retention() {
     let write = ledger.due(over, 1).remove(0);
     assert_eq!((&write.what, write.resource_version.as_deref()), (&What::Delete, Some("1")));
     // It is back while its record is being removed.
-    ledger.merge(&node(&[("b", 80)]), &[], &at(over), over);
+    ledger.merge_node(&node(&[("b", 80)]), &[], &at(over), over);
     ledger.set_present(&web, true, over);
     ledger.done(&web, Outcome::Deleted, over);
     let write = ledger.due(over, 1).remove(0);
@@ -242,12 +274,12 @@ fn a_workload_that_is_gone_keeps_its_record_for_the_retention() {
 fn a_workload_that_calls_too_many_services_is_broad_and_grows_no_more() {
     let mut ledger = ledger();
     for n in 0..5 {
-        let merged = ledger.merge(&node(&[(&format!("h{n}"), 80)]), &[], &at(NOW), NOW);
+        let merged = ledger.merge_node(&node(&[(&format!("h{n}"), 80)]), &[], &at(NOW), NOW);
         assert_eq!(merged.change, Change::New);
     }
     assert_eq!(ledger.record(&workload("web")).unwrap().broad, None);
-    assert_eq!(ledger.merge(&node(&[("more", 80)]), &[], &at(NOW), NOW).change, Change::New);
-    let merged = ledger.merge(&node(&[("even-more", 80)]), &[], &at(NOW), NOW);
+    assert_eq!(ledger.merge_node(&node(&[("more", 80)]), &[], &at(NOW), NOW).change, Change::New);
+    let merged = ledger.merge_node(&node(&[("even-more", 80)]), &[], &at(NOW), NOW);
     assert_eq!(merged.change, Change::Nothing, "that it is broad was new only once");
     let record = ledger.record(&workload("web")).unwrap();
     assert_eq!((record.broad, record.dependencies.len(), record.hosts), (Some(Timestamp::floor(NOW)), 5, 5));
@@ -272,10 +304,11 @@ fn whatever_is_told_a_record_stays_bounded() {
             address: IpAddr::V4(Ipv4Addr::from(u32::from(n))),
             port: n,
             hosts: BTreeSet::new(),
+            host_unknown: true,
             reason: UnresolvedReason::UnknownAddress,
             connects: 1,
         };
-        note(&mut record, &node, &[unresolved], &at(NOW), MAX_DESTINATIONS);
+        note_node(&mut record, &node, &[unresolved], &at(NOW), MAX_DESTINATIONS);
         record.add_loss(&format!("cause{n}"), Timestamp::floor(NOW));
     }
     let bytes = serde_json::to_vec(&record).unwrap().len();
@@ -309,23 +342,23 @@ fn time_out_of_use_counts_covered_time_only() {
         record.coverage.covered.0.saturating_sub(port.covered_when_last_seen.0)
     };
     // Seen before anything is known of the coverage, and before what is then counted.
-    ledger.merge(&node(&[("a", 80)]), &[], &at(NOW), NOW);
+    ledger.merge_node(&node(&[("a", 80)]), &[], &at(NOW), NOW);
     ledger.cover(&web, cover(100, NOW.plus(-60 * MINUTE)), NOW);
     assert_eq!(unused(&ledger), 0);
     ledger.cover(&web, cover(103, NOW.plus(120 * MINUTE)), NOW);
     assert_eq!(unused(&ledger), 2 * 3600 - 2, "the hour before it was seen does not count");
     // An old report that comes again says nothing of the time since then.
-    ledger.merge(&node(&[("a", 80)]), &[], &at(NOW), NOW);
+    ledger.merge_node(&node(&[("a", 80)]), &[], &at(NOW), NOW);
     assert_eq!(unused(&ledger), 2 * 3600 - 2);
-    ledger.merge(&node(&[("a", 80)]), &[], &at(NOW.plus(150 * MINUTE)), NOW);
+    ledger.merge_node(&node(&[("a", 80)]), &[], &at(NOW.plus(150 * MINUTE)), NOW);
     assert_eq!(unused(&ledger), 0);
 
     // Of two leaders, one knows of more covered time; neither knows that it was out of use for longer than an hour.
     let mut ours = Record { coverage: cover(10, NOW), ..Record::default() };
-    note(&mut ours, &node(&[("a", 80)]), &[], &at(NOW), 5);
+    note_node(&mut ours, &node(&[("a", 80)]), &[], &at(NOW), 5);
     ours.coverage = cover(11, NOW.plus(60 * MINUTE));
     let mut theirs = Record { coverage: cover(50, NOW), ..Record::default() };
-    note(&mut theirs, &node(&[("a", 80)]), &[], &at(NOW), 5);
+    note_node(&mut theirs, &node(&[("a", 80)]), &[], &at(NOW), 5);
     theirs.coverage = cover(55, NOW.plus(300 * MINUTE));
     for (mut one, other) in [(ours.clone(), &theirs), (theirs.clone(), &ours)] {
         one.merge(other, 5);
@@ -339,27 +372,27 @@ fn the_pod_that_was_seen_first_is_named() {
     let by = |pod: &str| SeenBy { pod: ObjectName::new(pod).unwrap(), node: ObjectName::new("n").unwrap() };
     let (one, other) = (by("one"), by("other"));
     let mut record = Record::default();
-    note(&mut record, &node(&[("a", 80)]), &[], &Seen { by: Some(&other), ..at(NOW) }, 5);
-    note(&mut record, &node(&[("a", 81)]), &[], &Seen { by: Some(&one), ..at(NOW.plus(MINUTE)) }, 5);
+    note_node(&mut record, &node(&[("a", 80)]), &[], &Seen { by: Some(&other), ..at(NOW) }, 5);
+    note_node(&mut record, &node(&[("a", 81)]), &[], &Seen { by: Some(&one), ..at(NOW.plus(MINUTE)) }, 5);
     assert_eq!(record.dependencies[0].first_by.as_ref(), Some(&other));
-    note(&mut record, &node(&[("a", 81)]), &[], &Seen { by: Some(&one), ..at(NOW.plus(-MINUTE)) }, 5);
+    note_node(&mut record, &node(&[("a", 81)]), &[], &Seen { by: Some(&one), ..at(NOW.plus(-MINUTE)) }, 5);
     assert_eq!(record.dependencies[0].first_by.as_ref(), Some(&one));
 }
 
 #[test]
 fn repeated_edges_are_the_cheap_case() {
     let mut ledger = ledger();
-    ledger.merge(&node(&[("a", 80)]), &[], &at(NOW), NOW);
+    ledger.merge_node(&node(&[("a", 80)]), &[], &at(NOW), NOW);
     written(&mut ledger, NOW);
     for n in 0..1_000 {
-        let merged = ledger.merge(&node(&[("a", 80)]), &[], &at(NOW.plus(n)), NOW.plus(n));
+        let merged = ledger.merge_node(&node(&[("a", 80)]), &[], &at(NOW.plus(n)), NOW.plus(n));
         assert_ne!(merged.change, Change::New);
     }
     assert_eq!(ledger.schedule.len(), 1, "however often it is refreshed");
 }
 
 /// One account, as a flow tells it.
-type Account = (WorkloadNode, Vec<graph::Unresolved>, i64, i64, Option<SeenBy>);
+type Told = (WorkloadNode, Vec<graph::Unresolved>, i64, i64, Option<SeenBy>);
 
 prop_compose! {
     fn port()(
@@ -386,7 +419,7 @@ prop_compose! {
         first in 0i64..20_000,
         length in 0i64..20_000,
         by in prop::option::of(0..3),
-    ) -> Account {
+    ) -> Told {
         let mut node = node(&[]);
         for (name, number, port) in to {
             let (host, namespace) = (host(&format!("h{name}")), Namespace::new("default").unwrap());
@@ -405,6 +438,7 @@ prop_compose! {
             address: IpAddr::V4(Ipv4Addr::new(10, 0, 0, n)),
             port: 80,
             hosts: BTreeSet::from([host("nobody")]),
+            host_unknown: false,
             reason: UnresolvedReason::UnknownAddress,
             connects: 1,
         });
@@ -419,14 +453,14 @@ fn limits() -> impl Strategy<Value = usize> {
     prop::sample::select(vec![4usize, 10])
 }
 
-fn tell(record: &mut Record, account: &Account, most: usize) -> Change {
+fn tell(record: &mut Record, account: &Told, most: usize) -> Change {
     let (node, unresolved, first, last, by) = account;
     let first = Span::at(NOW.plus(*first));
     let seen = Seen { first, last: Span::at(NOW.plus(*last)), by: by.as_ref() };
-    note(record, node, unresolved, &seen, most)
+    note_node(record, node, unresolved, &seen, most)
 }
 
-fn record_of<'a>(accounts: impl IntoIterator<Item = &'a Account>, covered: u64, most: usize) -> Record {
+fn record_of<'a>(accounts: impl IntoIterator<Item = &'a Told>, covered: u64, most: usize) -> Record {
     let through = Some(Timestamp::floor(NOW.plus(10_000)));
     let coverage = Coverage { covered: Seconds(covered), through, ..Coverage::default() };
     let mut record = Record { coverage, ..Record::default() };
@@ -544,14 +578,14 @@ proptest! {
                 (0..=2, was_flying) => {
                     flying = was_flying;
                     let name = format!("h{}", n % 8 + which);
-                    let merged = ledger.merge(&node(&[(&name, 80)]), &[], &at(now), now);
+                    let merged = ledger.merge_node(&node(&[(&name, 80)]), &[], &at(now), now);
                     promised.push((name, merged.wait_for.unwrap_or(0)));
                 }
                 (3, was_flying) => {
                     flying = was_flying;
                     // Another leader, for a moment.
                     let (mut record, version) = stored.take().unwrap_or_default();
-                    note(&mut record, &node(&[(&format!("o{which}"), 80)]), &[], &at(now), MAX_DESTINATIONS);
+                    note_node(&mut record, &node(&[(&format!("o{which}"), 80)]), &[], &at(now), MAX_DESTINATIONS);
                     promised.push((format!("o{which}"), 0));
                     stored = Some((record, version + 1));
                 }
@@ -584,7 +618,7 @@ proptest! {
 #[test]
 fn evidence_is_a_list_of_words_in_objects() {
     let mut record = Record::default();
-    note(&mut record, &node(&[("a", 80)]), &[], &at(NOW), 5);
+    note_node(&mut record, &node(&[("a", 80)]), &[], &at(NOW), 5);
     let port = &record.dependencies[0].ports[0];
     assert!(port.seen.contains(EvidenceKind::Host) && !port.seen.contains(EvidenceKind::Address));
     let json = serde_json::to_value(&record).unwrap();

@@ -165,6 +165,9 @@ pub struct Unresolved {
     pub port: u16,
     /// Hosts that were named and that nothing in the mesh has.
     pub hosts: BTreeSet<Host>,
+    /// A request was seen whose host could not be read.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub host_unknown: bool,
     /// Why.
     pub reason: UnresolvedReason,
     /// Connects.

@@ -135,6 +135,8 @@ pub enum ServiceKind {
     ExternalName(Host),
     /// A host of a ServiceEntry.
     ServiceEntry,
+    /// A host that a VirtualService routes. It is no service of the registry: what has it leads elsewhere.
+    Routed,
 }
 
 /// A port of a service.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
 use nix::errno::Errno;
 use sidescope_common::{
-    ALL_NAMESPACES, Causes, Counter, EdgeKey, EdgeState, HeadEvent, SourceAddr, SourceKey, names,
+    ALL_NAMESPACES, Causes, Counter, EdgeKey, EdgeState, HeadEvent, SourceAddr, SourceKey, loss_time, names,
 };
 
 use super::kernel::{BPF_NOEXIST, errno};
@@ -13,7 +13,7 @@ use super::pins::{Kind, Mark, PinError, entries_of, kind_of, remove_links};
 use super::programs::HOOKS;
 use super::proxies::in_map;
 use super::records::{Event, Malformed};
-use super::{ProbeError, Probes, drain, entries, layout, map_error, told, typed};
+use super::{ProbeError, Probes, drain, entries, layout, map_error, now_ns, told, typed};
 
 /// Cookies of sockets count up from zero; those with this bit are free to stand for the same sockets as other programs see them.
 const SEEN_BY_OTHERS: u64 = 1 << 63;
@@ -207,7 +207,8 @@ impl Probes {
         for (at, values) in counters.iter().enumerate().take(told.len()) {
             let counted: u64 = values.map_err(map_error(names::COUNTERS))?.iter().sum();
             self.earlier[at] += counted.saturating_sub(told[at]);
-            causes[at] = u8::from(counted > 0);
+            // When it was is not known.
+            causes[at] = if counted > 0 { loss_time(now_ns()) } else { 0 };
         }
         Ok(causes)
     }
@@ -231,7 +232,7 @@ impl Probes {
         }
         let known = self.earlier_losses.entry(netns).or_default();
         for (known, new) in known.iter_mut().zip(causes) {
-            *known |= new;
+            *known = new.max(*known);
         }
         Ok(())
     }

@@ -18,6 +18,7 @@ use sidescope_common::names;
 use super::link::Link;
 use super::other::pinned;
 pub use super::other::{Drained, Other};
+use super::times::{self, TIMES, Times};
 use super::told::{self, TOLD};
 use super::{HOOKS, OBJECT, ProbeError, Probes, Programs, Settings, attached, layout};
 pub use error::PinError;
@@ -150,7 +151,7 @@ impl Pins {
                 }
             }
         }
-        let (probes, adopted) = match found {
+        let (mut probes, adopted) = match found {
             Some(probes) => {
                 let (listed, reported) = (Mark::Listed.is_set(&dir)?, Mark::Reported.is_set(&dir)?);
                 (probes, Some(Adopted { listed, reported }))
@@ -161,6 +162,11 @@ impl Pins {
             .filter(|other| *other != name)
             .map(|name| Other::found(self.root().join(&name), name))
             .collect::<Result<_, _>>()?;
+        // What cannot be read of others was not watched by them either.
+        let readable = others.iter().filter(|other| layout::is_readable(&other.name));
+        for earlier in readable.filter_map(|other| times_of(&other.dir, cgroup_id)) {
+            probes.go_on_after(earlier)?;
+        }
         let own = [&dir].into_iter().chain(others.iter().map(|other| &other.dir));
         let foreign = attached::foreign(cgroup, &own.filter_map(|dir| program_of(dir)).collect());
         let dir = Held::open(dir.clone())?.ok_or(PinError::Gone { path: dir })?;
@@ -298,6 +304,7 @@ fn load_pinned(dir: &Path, cgroup: &File, settings: &Settings) -> Result<Probes,
     let mut probes = Probes::open(settings, |name| Ok(programs.take(name)))?;
     programs.connect_parts()?;
     programs.attach_pinned(cgroup, dir)?;
+    times::make(dir)?;
     probes.go_on(dir)?;
     Ok(probes)
 }
@@ -312,24 +319,36 @@ fn adopt(dir: &Path, cgroup: u64, settings: &Settings) -> Result<Probes, String>
     };
     let pins: BTreeSet<_> =
         pins.into_iter().filter(|(_, kind)| *kind == Kind::Pin).map(|(name, _)| name).collect();
-    for name in MAPS.into_iter().chain([TOLD]) {
+    for name in MAPS.into_iter().chain([TOLD, TIMES]) {
         if !pins.contains(std::ffi::OsStr::new(name)) {
             return Err(format!("the map {name} is missing"));
         }
     }
-    for name in HOOKS {
-        match open_link(&dir.join(name)) {
-            Ok(Some(link)) if link.cgroup == Some(cgroup) => {}
-            Ok(Some(_)) => return Err(format!("{name} is attached to another cgroup, or to none")),
-            Ok(None) => return Err(format!("{name} is no link")),
-            Err(err) => return Err(with_causes(&err)),
-        }
-    }
+    are_attached(dir, cgroup)?;
     let opened = Probes::open(settings, |name| pinned(dir, name)).and_then(|mut probes| {
         probes.go_on(dir)?;
         Ok(probes)
     });
     opened.map_err(|err| with_causes(&err))
+}
+
+/// Whether all programs of a folder are on the cgroup; else says which are not.
+fn are_attached(dir: &Path, cgroup: u64) -> Result<(), String> {
+    for name in HOOKS {
+        match open_link(&dir.join(name)) {
+            Ok(Some(link)) if link.cgroup == Some(cgroup) => {}
+            Ok(Some(_)) => return Err(format!("{name} is attached to another cgroup, or to none")),
+            Ok(None) => return Err(format!("{name} is no link")),
+            Err(err) => return Err(super::other::with_causes(&err)),
+        }
+    }
+    Ok(())
+}
+
+/// From when on the programs of a folder have watched the pods, if all of them still do.
+fn times_of(dir: &Path, cgroup: u64) -> Option<Times> {
+    are_attached(dir, cgroup).ok()?;
+    times::open(dir).and_then(|times| times::read(&times)).ok()
 }
 
 /// Takes all programs off that are pinned in a folder, at once, and removes these pins; returns how many.

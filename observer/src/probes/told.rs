@@ -7,7 +7,7 @@ use aya::maps::{Array, MapData};
 use sidescope_common::Counter;
 
 use super::other::pinned;
-use super::{ProbeError, Probes, map_error, typed};
+use super::{ProbeError, Probes, map_error, times, typed};
 
 /// Array of `u64`, indexed by [`Counter`]. No program uses it.
 pub(super) const TOLD: &str = "TOLD";
@@ -41,6 +41,7 @@ impl Probes {
         let told = open(dir)?;
         self.before = read(&told)?;
         self.told = Some(told);
+        self.times = Some(times::open(dir)?);
         Ok(())
     }
 

@@ -1,19 +1,24 @@
 //! Pods, those that are gone too, and which of them had an address when.
 
+mod pod;
+
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::{LAG, SKEW, Size};
+use super::{LAG, Size};
 use crate::interned::Interned;
-use crate::model::mesh::{self, Labels, PodRef};
+use crate::model::mesh::{Labels, PodRef};
 use crate::model::names::{PodUid, WorkloadRef};
 use crate::model::time::{Span, Time};
 use crate::objects::{Meta, Object, PodSpec, PodStatus};
 use crate::owners::Owners;
 use crate::services::WrongField;
-use crate::workloads::{Belongs, Controllers, by_template_hash, direct_controller};
+use crate::workloads::{Belongs, Controllers, direct_controller};
+pub(super) use pod::Pod;
+pub use pod::Stay;
+use pod::{Gone, began};
 
 /// Most pods that are remembered after they are gone. In a cluster that loses more within the retention, the time that is remembered
 /// is shorter.
@@ -49,54 +54,10 @@ pub(super) struct Pods {
     workloads: Interned<WorkloadRef>,
     node_names: Interned<String>,
     node_lists: Interned<Vec<IpAddr>>,
-}
-
-#[derive(Debug)]
-pub(super) struct Pod {
-    pub(super) uid: PodUid,
-    static_uid: Option<PodUid>,
-    pub(super) name: PodRef,
-    pub(super) node: Option<Arc<String>>,
-    pub(super) labels: Arc<Labels>,
-    pub(super) host_network: bool,
-    /// `None`: not known yet.
-    pub(super) workload: Option<Arc<WorkloadRef>>,
-    direct: Arc<WorkloadRef>,
-    /// Those that it has now, each with the number of the stint.
-    addresses: Vec<(IpAddr, u32)>,
-    node_addresses: Arc<Vec<IpAddr>>,
-    /// Counts the times that it lost an address.
-    nth: u32,
-    /// Not before this it began to end.
-    leaving: Option<Time>,
-    /// How and when it went.
-    gone: Option<(Gone, Time)>,
-    listing: u32,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Gone {
-    /// A listing did not name it.
-    Missing,
-    /// It was deleted, and never comes back.
-    Deleted,
-}
-
-impl Pod {
-    /// In the form that plans are made from.
-    pub(super) fn to_mesh(&self) -> mesh::Pod {
-        mesh::Pod {
-            workload: self.workload_or_guess(),
-            labels: self.labels.clone(),
-            addresses: self.addresses.iter().map(|(address, _)| *address).collect(),
-            host_network: self.host_network,
-        }
-    }
-
-    fn workload_or_guess(&self) -> WorkloadRef {
-        let known = self.workload.as_deref().cloned();
-        known.unwrap_or_else(|| by_template_hash(&self.direct, &self.labels))
-    }
+    /// Pods of whose [`Stay`] something has become known since that was asked for.
+    changed: HashSet<PodKey>,
+    /// When they were last listed in full: what came and went before that, and was not listed, is not known.
+    known_since: Option<Time>,
 }
 
 impl Pods {
@@ -115,6 +76,8 @@ impl Pods {
             workloads: Interned::default(),
             node_names: Interned::default(),
             node_lists: Interned::default(),
+            changed: HashSet::new(),
+            known_since: None,
         }
     }
 
@@ -152,7 +115,7 @@ impl Pods {
         if pod.gone.is_some_and(|(how, _)| how == Gone::Deleted) {
             return Ok(());
         }
-        pod.gone = None;
+        let was_gone = pod.gone.take().is_some();
         (pod.labels, pod.node, pod.host_network, pod.listing) = (labels, node, host_network, listing);
         if object.metadata.deletion_timestamp.0.is_some() {
             pod.leaving.get_or_insert(seen.earliest().plus(-LAG));
@@ -161,6 +124,14 @@ impl Pods {
         self.release(key, seen, |address| !addresses.contains(address));
         let pod = self.pods.get_mut(&key).expect("as before");
         let from = began(object, seen);
+        let before = (pod.since, pod.ended);
+        if !addresses.is_empty() && pod.since.is_none() {
+            pod.since = Some(from.earliest());
+        }
+        pod.ended = status.is_terminal().then(|| pod.ended.unwrap_or(seen.latest()));
+        if before != (pod.since, pod.ended) || was_gone {
+            self.changed.insert(key);
+        }
         for address in addresses {
             if !pod.addresses.iter().any(|(known, _)| *known == address) {
                 pod.addresses.push((address, pod.nth));
@@ -204,6 +175,8 @@ impl Pods {
             nth: 0,
             leaving: None,
             gone: None,
+            since: None,
+            ended: None,
             listing: 0,
         };
         for uid in [Some(&pod.uid), pod.static_uid.as_ref()].into_iter().flatten() {
@@ -263,6 +236,9 @@ impl Pods {
             return;
         }
         pod.gone = Some((how, seen.latest()));
+        if pod.ended.is_none() {
+            self.changed.insert(key);
+        }
         self.release(key, seen, |_| true);
         self.set_node_addresses(key, Arc::default(), seen.latest());
         self.gone.push_back((seen.latest(), key));
@@ -290,6 +266,23 @@ impl Pods {
             self.owners.forget(seen.latest());
         }
         self.has_listed = true;
+        self.known_since = Some(seen.latest());
+    }
+
+    /// The stays of which something has become known since this was last asked.
+    pub(super) fn changed(&mut self) -> impl Iterator<Item = Stay<'_>> {
+        let changed = std::mem::take(&mut self.changed);
+        let pods = &self.pods;
+        changed.into_iter().filter_map(|key| pods.get(&key)?.stay())
+    }
+
+    /// All stays that are remembered.
+    pub(super) fn stays(&self) -> impl Iterator<Item = Stay<'_>> {
+        self.pods.values().filter_map(Pod::stay)
+    }
+
+    pub(super) fn known_since(&self) -> Option<Time> {
+        self.known_since
     }
 
     /// The object of a controller has become known.
@@ -300,6 +293,7 @@ impl Pods {
         for key in keys {
             if let Some(pod) = self.pods.get_mut(&key) {
                 pod.workload = Some(workload.clone());
+                self.changed.insert(key);
             }
         }
     }
@@ -309,6 +303,7 @@ impl Pods {
         while let Some((_, key)) = self.waiting_since.pop_front_if(|(since, _)| *since <= time) {
             if let Some(pod) = self.pods.get_mut(&key).filter(|pod| pod.workload.is_none()) {
                 pod.workload = Some(self.workloads.get(pod.workload_or_guess()));
+                self.changed.insert(key);
             }
         }
     }
@@ -379,14 +374,4 @@ impl Pods {
             services: 0,
         }
     }
-}
-
-/// When a pod got an address that was seen now. It has it when its first container starts. Times in objects are cut to whole seconds,
-/// so each is the earliest that it can be; they are of clocks that differ, so that they only tell what is far from now.
-fn began(object: &Object<PodSpec, PodStatus>, seen: Span) -> Span {
-    let started = object.status.started();
-    let by_watch = seen.earliest().min(started.unwrap_or(Time(i64::MAX))).plus(-LAG);
-    let created = object.metadata.creation_timestamp.0.unwrap_or(Time(i64::MIN)).plus(-SKEW);
-    let latest = started.map_or(seen.latest(), |started| seen.latest().min(started.plus(1_000 + SKEW)));
-    Span::between(by_watch.max(created).min(latest), latest)
 }

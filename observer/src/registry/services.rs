@@ -5,14 +5,16 @@ use std::sync::Arc;
 
 use super::endpoints::Endpoints;
 use super::{LAG, ObjectKey, SKEW};
+use crate::model::config::Visibility;
 use crate::model::mesh::{Labels, Service, ServiceKind};
 use crate::model::names::Namespace;
 use crate::model::time::{Life, Presence, Span, Time};
+use crate::objects::istio::VirtualServiceSpec;
 use crate::objects::{
     Meta, Object, ServiceEntrySpec, ServiceEntryStatus, ServiceSpec, ServiceStatus, WorkloadEntrySpec,
 };
-use crate::service_index::{Known, ServiceIndex, endpoints_stand_for};
-use crate::services::{WrongField, of_entry, of_service, sorted};
+use crate::service_index::{Known, Routed, ServiceIndex, endpoints_stand_for};
+use crate::services::{WrongField, of_entry, of_service, of_virtual_service, sorted};
 
 /// Most versions that are remembered of services that are gone or have changed since; the oldest are forgotten.
 const MAX_FORMER: usize = 16_384;
@@ -22,6 +24,7 @@ pub(super) struct Services {
     services: HashMap<ObjectKey, Current>,
     entries: HashMap<ObjectKey, Entry>,
     workload_entries: HashMap<ObjectKey, WorkloadEntry>,
+    virtual_services: HashMap<ObjectKey, Current>,
     /// What was and is no more, in the order in which it went.
     former: Vec<Version>,
     /// What follows from the rest, as of the last time that it was settled.
@@ -50,6 +53,8 @@ struct Says {
     services: Vec<Arc<Service>>,
     /// What a ServiceEntry selects its endpoints by.
     selector: Option<Arc<Labels>>,
+    /// To whom the hosts of a VirtualService are visible. They are no services.
+    routed_for: Option<Arc<Visibility>>,
 }
 
 #[derive(Debug)]
@@ -72,10 +77,6 @@ struct WorkloadEntry {
 }
 
 impl ObjectKey {
-    pub(super) fn of(meta: &Meta) -> Self {
-        Self { namespace: meta.namespace(), name: meta.name.as_str().to_owned() }
-    }
-
     fn of_service(service: &Service) -> Self {
         Self { namespace: service.namespace.clone(), name: service.name.clone() }
     }
@@ -88,7 +89,8 @@ impl Services {
         seen: Span,
         listing: u32,
     ) -> Result<(), WrongField> {
-        let says = Says { services: vec![Arc::new(of_service(object)?)], selector: None };
+        let services = vec![Arc::new(of_service(object)?)];
+        let says = Says { services, selector: None, routed_for: None };
         let key = ObjectKey::of(&object.metadata);
         let before = self.services.remove(&key).map(|current| current.version);
         let version = self.next_version(before, says, &object.metadata, seen);
@@ -162,7 +164,8 @@ impl Services {
         };
         selected.sort_by_key(|(key, _)| *key);
         let services = of_entry(object, selected.iter().map(|(_, entry)| &entry.spec))?;
-        Ok(Says { services: services.into_iter().map(Arc::new).collect(), selector })
+        let services = services.into_iter().map(Arc::new).collect();
+        Ok(Says { services, selector, routed_for: None })
     }
 
     pub(super) fn remove_entry(&mut self, key: &ObjectKey, seen: Span) {
@@ -175,6 +178,34 @@ impl Services {
         let missing = self.entries.iter().filter(|(_, entry)| entry.current.listing != listing);
         for key in missing.map(|(key, _)| key.clone()).collect::<Vec<_>>() {
             self.remove_entry(&key, seen);
+        }
+    }
+
+    pub(super) fn apply_virtual_service(
+        &mut self,
+        object: &Object<VirtualServiceSpec>,
+        seen: Span,
+        listing: u32,
+    ) {
+        let (hosts, visible) = of_virtual_service(object);
+        let services = hosts.into_iter().map(Arc::new).collect();
+        let says = Says { services, selector: None, routed_for: Some(Arc::new(visible)) };
+        let key = ObjectKey::of(&object.metadata);
+        let before = self.virtual_services.remove(&key).map(|current| current.version);
+        let version = self.next_version(before, says, &object.metadata, seen);
+        self.virtual_services.insert(key, Current { version, listing });
+    }
+
+    pub(super) fn remove_virtual_service(&mut self, key: &ObjectKey, seen: Span) {
+        if let Some(current) = self.virtual_services.remove(key) {
+            self.retire(current.version, Span::between(seen.earliest().plus(-LAG), seen.latest()));
+        }
+    }
+
+    pub(super) fn end_list_of_virtual_services(&mut self, listing: u32, seen: Span) {
+        let missing = self.virtual_services.iter().filter(|(_, current)| current.listing != listing);
+        for key in missing.map(|(key, _)| key.clone()).collect::<Vec<_>>() {
+            self.remove_virtual_service(&key, seen);
         }
     }
 
@@ -254,9 +285,15 @@ impl Services {
         let mut all = Vec::new();
         let versions = self.services.values().map(|current| &current.version);
         let versions = versions.chain(self.entries.values().map(|entry| &entry.current.version));
+        let versions = versions.chain(self.virtual_services.values().map(|current| &current.version));
+        let mut routed = Vec::new();
         for version in versions.chain(&self.former) {
             for service in &version.says.services {
                 let mut known = Known { service: service.clone(), life: version.life };
+                if let Some(visible) = &version.says.routed_for {
+                    routed.push(Routed { known, visible: visible.clone() });
+                    continue;
+                }
                 if is_headless(&service) {
                     let key = ObjectKey::of_service(service);
                     // The ports of one that is gone are those of its successor, if it has one.
@@ -275,7 +312,7 @@ impl Services {
                 all.push(known);
             }
         }
-        settled.index = ServiceIndex::new(all);
+        settled.index = ServiceIndex::new(all, routed);
         self.settled = settled;
     }
 

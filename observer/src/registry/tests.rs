@@ -1,5 +1,7 @@
 use std::net::IpAddr;
 
+use serde::de::DeserializeSeed;
+
 use super::*;
 use crate::fixture::{host, ns};
 use crate::inventory::Builder;
@@ -7,6 +9,7 @@ use crate::model::names::PodUid;
 use crate::service_index::{Destination, Lookup, Target};
 
 mod churn;
+mod hosts;
 
 /// Seconds since the start of 2026, which is when the registry starts.
 pub(super) fn s(seconds: i64) -> Time {
@@ -24,17 +27,9 @@ pub(super) fn watched(yaml: &str) -> Vec<Watched> {
 }
 
 pub(super) fn read(object: serde_json::Value) -> Watched {
-    let of = |kind| Kind::ALL.into_iter().find(|known| known.name() == kind).unwrap();
-    match object["kind"].as_str().unwrap().to_owned().as_str() {
-        "Namespace" => Watched::Namespace(serde_json::from_value(object).unwrap()),
-        "Pod" => Watched::Pod(serde_json::from_value(object).unwrap()),
-        "CronJob" => Watched::CronJob(serde_json::from_value(object).unwrap()),
-        "Service" => Watched::Service(serde_json::from_value(object).unwrap()),
-        "EndpointSlice" => Watched::EndpointSlice(serde_json::from_value(object).unwrap()),
-        "ServiceEntry" => Watched::ServiceEntry(serde_json::from_value(object).unwrap()),
-        "WorkloadEntry" => Watched::WorkloadEntry(serde_json::from_value(object).unwrap()),
-        kind => Watched::Controller(of(kind), serde_json::from_value(object).unwrap()),
-    }
+    let named = object["kind"].as_str().unwrap();
+    let kind = Kind::ALL.into_iter().find(|known| known.name() == named).unwrap();
+    kind.deserialize(object).unwrap()
 }
 
 struct Cluster(Registry);
@@ -223,7 +218,8 @@ fn an_address_and_port_belong_to_whom_the_proxy_would_send_them() {
     ] {
         assert_eq!(cluster.named(s(60), name).as_deref(), expected, "{name}");
     }
-    assert_eq!(cluster.0.view(Span::at(s(60))).node_of(&PodUid::new("vm-uid").unwrap()), Some("node-1"));
+    let (view, uid) = (cluster.0.view(Span::at(s(60))), PodUid::new("vm-uid").unwrap());
+    assert_eq!(view.source(Some(&uid), &[]).unwrap().node, Some("node-1"));
     assert_eq!(cluster.0.namespace(&ns("default")), None);
 }
 
@@ -412,12 +408,12 @@ fn what_a_listing_does_not_name_is_gone_and_what_came_and_went_meanwhile_is_not_
     let (a, b) = (pod("a", "10.0.0.1", ""), pod("b", "10.0.0.2", ""));
     let web = service("web", "clusterIP: 10.96.0.1, ports: [{port: 80}]");
     let mut cluster = Cluster::listed(&[a, b.clone(), web].concat());
-    assert!(cluster.0.is_settled(Span::at(s(10)), s(13)));
-    assert!(!cluster.0.is_settled(Span::at(s(10)), ms(12_999)));
+    assert_eq!(cluster.0.settled_through(ms(2_999)), None);
+    assert_eq!(cluster.0.settled_through(s(13)), Some(s(10)));
     // The watch breaks at 100 and lists anew at 120.
     cluster.0.begin_list(Kind::Pod);
     assert_eq!(cluster.0.missing().collect::<Vec<_>>(), [Kind::Pod]);
-    assert!(!cluster.0.is_settled(Span::at(s(10)), s(110)));
+    assert_eq!(cluster.0.settled_through(s(110)), None);
     let seen = Span::between(s(100), s(120));
     for object in watched(&b) {
         cluster.0.apply(object, seen).unwrap();
@@ -426,6 +422,13 @@ fn what_a_listing_does_not_name_is_gone_and_what_came_and_went_meanwhile_is_not_
     cluster.0.begin_list(Kind::Service);
     cluster.0.end_list(Kind::Service, seen);
     cluster.apply(s(120), "");
+    assert_eq!(cluster.0.settled_through(ms(122_999)), None, "what was missed may be told still");
+    assert_eq!(cluster.0.settled_through(s(123)), Some(s(120)));
+    // However short it was.
+    cluster.0.interrupted(Kind::Job);
+    cluster.0.resumed(Kind::Job);
+    cluster.apply(s(123), "");
+    assert_eq!(cluster.0.settled_through(s(125)), None);
     for (when, address, expected) in [
         (98, "10.0.0.1", "Pod/a"),
         (110, "10.0.0.1", "not known"),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::Registry;
 use super::pods::{Pod, PodKey, Stint};
@@ -23,7 +24,11 @@ pub struct Source<'r> {
     /// The pod.
     pub pod: &'r PodUid,
     /// Its workload.
-    pub workload: &'r WorkloadRef,
+    pub workload: &'r Arc<WorkloadRef>,
+    /// Its name.
+    pub name: &'r str,
+    /// The node that it runs on, or ran on.
+    pub node: Option<&'r str>,
 }
 
 /// Why it cannot be told who connected.
@@ -73,8 +78,9 @@ impl<'r> View<'r> {
         if pod.host_network {
             return Err(NoSource::HostNetwork);
         }
-        let workload = pod.workload.as_deref().ok_or(NoSource::WorkloadNotKnown)?;
-        Ok(Source { pod: &pod.uid, workload })
+        let workload = pod.workload.as_ref().ok_or(NoSource::WorkloadNotKnown)?;
+        let node = pod.node.as_ref().map(|node| node.as_str());
+        Ok(Source { pod: &pod.uid, workload, name: &pod.name.name, node })
     }
 
     /// The pod that had all of these addresses that a pod had.
@@ -100,11 +106,6 @@ impl<'r> View<'r> {
             None if is_known => Err(NoSource::Nobody),
             None => Err(NoSource::AddressNotKnown),
         }
-    }
-
-    /// The node that a pod runs on, or ran on.
-    pub fn node_of(&self, uid: &PodUid) -> Option<&'r str> {
-        self.registry.pods.by_uid(uid)?.node.as_ref().map(|node| node.as_str())
     }
 
     fn owner(&self, address: IpAddr) -> Owner<Stint> {

@@ -7,7 +7,9 @@ use crate::plan::propose;
 fn report(style: Style) -> String {
     let mesh = bookinfo();
     let mut flows = bookinfo_flows();
-    flows.push(flow("default/Deployment/reviews-v1", "198.51.100.1", 443, &["gone.test"]));
+    let mut nowhere = flow("default/Deployment/reviews-v1", "198.51.100.1", 443, &["gone.test"]);
+    nowhere.host_unknown = true;
+    flows.push(nowhere);
     flows.push(flow("default/Deployment/reviews-v1", "10.0.0.2", 9080, &[]));
     flows.push(flow("default/Deployment/reviews-v2", "10.0.0.2", 9080, &["gone.test"]));
     let mut unread = flow("default/Deployment/ratings-v1", "10.96.0.2", 9080, &["gone.test"]);
@@ -68,7 +70,7 @@ default/details  no Sidecar: nothing observed that it calls (what happens to suc
 
 Not attributed
 default/Deployment/ratings-v1 -> 198.51.100.2:443  no object of the inventory has this address (open since before the start)
-default/Deployment/reviews-v1 -> 198.51.100.1:443  no object of the inventory has this address; it named "gone.test", which nothing in the mesh has (1 connection)
+default/Deployment/reviews-v1 -> 198.51.100.1:443  no object of the inventory has this address; it named "gone.test", which nothing in the mesh has; a host could not be read (1 connection)
 
 2 workloads were not watched (no pod on this machine and in the watched cgroup): not judged
 3 connects were not recorded (edgesFull): the edge set was full: raise --edges

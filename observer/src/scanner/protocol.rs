@@ -90,7 +90,8 @@ mod tests {
     use std::net::{IpAddr, Ipv6Addr};
 
     use super::*;
-    use crate::namespaces::{MAX_ADDRESSES, PART_SOCKETS};
+    use crate::model::names::PodUid;
+    use crate::namespaces::{MAX_ADDRESSES, MAX_PODS, PART_SOCKETS};
     use crate::sockets::{Socket, State};
     use crate::uid_map::{Extent, MAX_EXTENTS};
 
@@ -135,6 +136,7 @@ mod tests {
             watched: true,
             addresses: addresses.collect(),
             sockets: vec![socket; PART_SOCKETS],
+            pods: (0..MAX_PODS).map(|n| PodUid::new(format!("{n:064}")).unwrap()).collect(),
             users: Some(vec![extent; MAX_EXTENTS].try_into().unwrap()),
             ..Part::default()
         });

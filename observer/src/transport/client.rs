@@ -60,14 +60,14 @@ pub struct Shared<O> {
     outbox: Mutex<O>,
     /// There may be something to send.
     news: Notify,
-    /// Something was acknowledged.
-    settled: Notify,
+    /// Something came from the aggregator.
+    heard: Notify,
 }
 
 impl<O: Outbox> Shared<O> {
     /// Puts the outbox between the two.
     pub fn new(outbox: O) -> Arc<Self> {
-        Arc::new(Self { outbox: Mutex::new(outbox), news: Notify::new(), settled: Notify::new() })
+        Arc::new(Self { outbox: Mutex::new(outbox), news: Notify::new(), heard: Notify::new() })
     }
 
     /// Looks into the outbox or changes it; the client looks for something to send afterwards.
@@ -75,6 +75,12 @@ impl<O: Outbox> Shared<O> {
         let result = change(&mut self.lock());
         self.news.notify_one();
         result
+    }
+
+    /// Waits until something has come from the aggregator since this was last waited for: an acknowledgement, or a measurement. For one
+    /// who waits; [`run`] does when it ends.
+    pub async fn heard(&self) {
+        self.heard.notified().await;
     }
 
     fn lock(&self) -> MutexGuard<'_, O> {
@@ -89,7 +95,7 @@ pub async fn run<O: Outbox>(config: Config, shared: Arc<Shared<O>>, shutdown: im
         let settled = async {
             // `notify_one` leaves a mark for who does not wait yet, so nothing is missed in between.
             while !shared.lock().is_empty() {
-                shared.settled.notified().await;
+                shared.heard().await;
             }
         };
         if timeout(LAST, settled).await.is_err() {
@@ -165,6 +171,7 @@ async fn exchange<O: Outbox>(
                                 replied: Time(answer.replied),
                                 answered_ns,
                             });
+                            shared.heard.notify_one();
                         }
                         Some(to_agent::Message::Ack(ack)) => {
                             *acknowledged = true;
@@ -172,7 +179,7 @@ async fn exchange<O: Outbox>(
                                 debug!(reason = %refusal.reason.escape_debug(), count = refusal.count, "the aggregator refused a part of a batch");
                             }
                             shared.lock().acknowledge(&ack);
-                            shared.settled.notify_one();
+                            shared.heard.notify_one();
                         }
                         // An answer to nothing, or a message of a later version.
                         _ => {}

@@ -1,5 +1,6 @@
 //! What was refused or given up, by reason. The set of reasons is fixed, so nothing that a peer sends can make it grow.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 macro_rules! reasons {
@@ -75,6 +76,12 @@ impl Counts {
     /// Once more.
     pub fn add(&self, reason: Reason) {
         self.counts[reason as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often so far, of those that have happened, by label.
+    pub fn labelled(&self) -> BTreeMap<&'static str, u64> {
+        let all = Reason::ALL.iter().map(|reason| (reason.label(), self.get(*reason)));
+        all.filter(|(_, count)| *count > 0).collect()
     }
 
     /// How often so far.

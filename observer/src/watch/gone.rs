@@ -18,18 +18,44 @@ impl Watch {
     /// Edges that may be told. The others wait for the scan that says whether they are a proxy's, but not for ever.
     pub fn tellable(&self) -> impl Iterator<Item = (&EdgeKey, &Observed)> {
         let now = now_ns();
-        self.collector.edges().iter().filter(move |(key, _)| !self.is_held(key, now))
+        self.collector.edges().iter().filter(move |(key, _)| !self.is_held(key.netns, now))
+    }
+
+    /// Of these edges, those that may be told.
+    pub fn tellable_of<'a>(
+        &'a self,
+        keys: impl IntoIterator<Item = &'a EdgeKey>,
+    ) -> impl Iterator<Item = (&'a EdgeKey, &'a Observed)> {
+        let now = now_ns();
+        let known = keys.into_iter().filter_map(|key| self.collector.edges().get_key_value(key));
+        known.filter(move |(key, _)| !self.is_held(key.netns, now))
+    }
+
+    /// Whether edges of this namespace may not be told yet.
+    pub fn holds(&self, netns: u64) -> bool {
+        self.is_held(netns, now_ns())
+    }
+
+    /// Since when the namespace is known that waits for the longest time; `None` where none waits.
+    pub fn holds_since(&self) -> Option<u64> {
+        let now = now_ns();
+        let held = self.collector.edges().keys().filter(|key| self.is_held(key.netns, now));
+        held.map(|key| self.living.known_since(key.netns).unwrap_or(0)).min()
     }
 
     /// Whether there are edges that may not be told yet.
     pub fn holds_any(&self) -> bool {
         let now = now_ns();
-        self.collector.edges().keys().any(|key| self.is_held(key, now))
+        self.collector.edges().keys().any(|key| self.is_held(key.netns, now))
     }
 
-    fn is_held(&self, key: &EdgeKey, now: u64) -> bool {
-        !self.scans.are_done_by_nobody()
-            && self.living.is_held(key.netns, self.sources.knows_users(key.netns), now)
+    fn is_held(&self, netns: u64, now: u64) -> bool {
+        if self.scans.are_done_by_nobody() {
+            // What the programs know of it has to be looked up.
+            return !self.scans.were_looked_for(netns);
+        }
+        let is_known = self.sources.knows_users(netns) && self.knows_proxy(netns);
+        self.living.is_held(netns, is_known, now)
     }
 
     /// Forgets what is gone, here and in the kernel, as far as `told` says that all that is known of an edge was told, and acknowledged
@@ -57,6 +83,8 @@ impl Watch {
         }
         for netns in over.namespaces {
             self.sources.forget(netns);
+            self.bindings.forget(netns);
+            self.pods.forget(netns);
             self.scans.forget(netns);
             self.living.forget(netns);
         }

@@ -66,6 +66,11 @@ impl Scans {
         !self.under_way() && missing.into_iter().filter(|netns| self.looked_for.insert(*netns)).count() > 0
     }
 
+    /// Whether the addresses of a namespace were asked for.
+    pub(super) fn were_looked_for(&self, netns: u64) -> bool {
+        self.looked_for.contains(&netns)
+    }
+
     /// A namespace is gone; should it come again, it is looked for again.
     pub(super) fn forget(&mut self, netns: u64) {
         self.looked_for.remove(&netns);

@@ -16,6 +16,8 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::socket::{setsockopt, sockopt::Linger};
 use nix::unistd::Pid;
 
+use sidescope_common::SEARCHED_CONNECTS;
+
 use super::wire::Form;
 use crate::bed::LONE_NETWORK;
 
@@ -37,11 +39,11 @@ const RESPONSE: usize = 1024;
 /// What a block of measurement does over and over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Work {
-    /// connect, accept, close, always to the same destination: but for the first of each tick of the kernel's clock, an edge that has told
-    /// nothing new for a second is only counted.
+    /// connect, accept, close, always to the same destination, of which the first many get a search for hosts, and later on one in each
+    /// tick of the kernel's clock. The others are only counted.
     ConnectRepeated,
-    /// The same, to one after the other of so many destinations that each has its first connect of a tick, which has the search that an
-    /// edge gets otherwise, too, as long as it tells something new.
+    /// The same, to one after the other of so many destinations that each connect gets the search, as those of all edges do that have
+    /// fewer than some hundred connects a second.
     ConnectSearched,
     /// The same, every time to another destination.
     ConnectNew,
@@ -69,13 +71,18 @@ impl Work {
 
     /// Operations before those that are timed: the first pay for caches that others had, or make edges that are to be repeated.
     pub(super) fn untimed(self) -> u32 {
-        if self == Self::ConnectSearched { SEARCHED } else { 100 }
+        match self {
+            Self::ConnectSearched => SEARCHED,
+            // Until no more of them get a search at once.
+            Self::ConnectRepeated => 4 * u32::from(SEARCHED_CONNECTS),
+            _ => 100,
+        }
     }
 
     /// Its name in the results.
     pub(super) fn name(self) -> &'static str {
         match self {
-            Self::ConnectRepeated => "a repeated edge, settled",
+            Self::ConnectRepeated => "a repeated edge, counted",
             Self::ConnectSearched => "a repeated edge, searched",
             Self::ConnectNew => "every edge new",
             Self::RoundTripSearched | Self::RequestSearched => "host search active",

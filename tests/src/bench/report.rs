@@ -49,9 +49,9 @@ pub(super) struct Cost {
 /// Nanoseconds in the programs, without what the count itself takes.
 #[derive(Clone, Copy, Serialize)]
 pub(super) struct Ns {
-    /// All programs, for a connect+accept+close of a repeated edge that is settled, its packets too.
+    /// All programs, for a connect+accept+close of a repeated edge that is only counted, its packets too.
     pub(super) connect: f64,
-    /// The same where the edge is not settled, or it is its first connect of a tick.
+    /// The same where the connect gets a search for hosts.
     pub(super) connect_searched: f64,
     /// For a packet of a connection whose host search has finished, at both ends.
     pub(super) packet: f64,
@@ -140,8 +140,8 @@ impl Report {
             out,
             "with the programs / without, DNS hook attached throughout; 95% interval net of the control; floor: programs that do \
              nothing on the same hooks / without\n\
-             settled: the edge has told nothing new for a second and had a connect in this tick of the kernel's clock; this one is only \
-             counted. searched: it is the edge's first of a tick, or the edge tells something new, so the socket gets a search for hosts"
+             counted: the edge has had 256 connects at once and another one in this tick of the kernel's clock; this one is only \
+             counted. searched: it has not, so the socket gets a search for hosts"
         )?;
         writeln!(
             out,
@@ -190,7 +190,7 @@ impl Report {
         }
         let ns = self.program_ns();
         for (name, value, target) in [
-            ("a connect, repeated edge, settled, with its packets", ns.connect, 500.0),
+            ("a connect, repeated edge, counted, with its packets", ns.connect, 500.0),
             ("a connect, repeated edge, searched, with its packets", ns.connect_searched, 500.0),
             ("a packet, host search finished", ns.packet, 100.0),
         ] {

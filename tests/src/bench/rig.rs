@@ -23,10 +23,11 @@ use super::wire::Form;
 use crate::bed::{Bed, Host, Proc};
 use crate::cmd::Cmd;
 use crate::inventory::{self, Deployment};
+use crate::usage;
 use crate::wait::wait_for;
 
-/// Patience with what takes well under a second on an idle machine.
-const SOON: Duration = Duration::from_secs(20);
+/// Patience with what takes about a second on an idle machine.
+const SOON: Duration = Duration::from_secs(60);
 /// The most that a single order may take.
 const ORDER: Duration = Duration::from_secs(120);
 
@@ -249,19 +250,12 @@ impl Watcher {
 
     /// Resident memory in MiB.
     pub(super) fn rss_mib(&self) -> Result<f64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.0.pid()))?;
-        let kib = field(&status, "VmRSS:").context("no VmRSS")?;
-        Ok(kib / 1024.0)
+        usage::memory_mib(self.0.pid(), "VmRSS")
     }
 
     /// CPU time since its start.
     pub(super) fn cpu_time(&self) -> Result<Duration> {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.0.pid()))?;
-        let (_, rest) = stat.rsplit_once(") ").context("no name")?;
-        // User and system time in clock ticks are the 14th and 15th field, the state is the third.
-        let ticks: u64 = rest.split(' ').skip(11).take(2).filter_map(|word| word.parse::<u64>().ok()).sum();
-        let per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)?.context("no clock tick")?;
-        Ok(Duration::from_secs_f64(ticks as f64 / per_second as f64))
+        usage::cpu_time(self.0.pid())
     }
 
     /// Memory of its maps in MiB as the kernel charges it: of all of them, and of the edge set.

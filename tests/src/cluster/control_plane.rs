@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use serde_json::json;
 use tokio::runtime::Handle;
 
 use super::certificates::{ACCOUNTS_KEY, ACCOUNTS_PUBLIC_KEY, CA, CA_KEY, SERVER, SERVER_KEY};
@@ -14,6 +15,9 @@ use crate::cmd::Cmd;
 
 pub(super) const KUBECONFIG: &str = "kubeconfig";
 pub(super) const APISERVER: &str = "kube-apiserver";
+/// The requests of one user, a line of JSON each.
+pub(super) const AUDIT_LOG: &str = "audit.log";
+const AUDIT_POLICY: &str = "audit-policy";
 const ETCD: &str = "etcd";
 const CONTROLLER_MANAGER: &str = "kube-controller-manager";
 const SCHEDULER: &str = "kube-scheduler";
@@ -26,7 +30,8 @@ const RATE: [&str; 2] = ["--kube-api-qps=500", "--kube-api-burst=1000"];
 /// What it takes to start the API server again.
 pub(super) struct Apiserver {
     pub(super) port: u16,
-    etcd: u16,
+    pub(super) etcd: u16,
+    is_audited: bool,
 }
 
 /// Starts etcd and returns the port for its clients.
@@ -53,13 +58,30 @@ pub(super) fn start_etcd(inner: &Inner, handle: &Handle) -> Result<u16> {
     Ok(client)
 }
 
-/// Starts the API server. Whoever asks is told that it is ready, once it has made the roles that allow so.
-pub(super) fn start_apiserver(inner: &Inner, handle: &Handle, etcd: u16, parts: Parts) -> Result<Apiserver> {
+/// Starts the API server. Whoever asks is told that it is ready, once it has made the roles that allow so. What `audited` asks for is
+/// logged.
+pub(super) fn start_apiserver(
+    inner: &Inner,
+    handle: &Handle,
+    etcd: u16,
+    parts: Parts,
+    audited: Option<&str>,
+) -> Result<Apiserver> {
+    if let Some(user) = audited {
+        let policy = json!({
+            "apiVersion": "audit.k8s.io/v1",
+            "kind": "Policy",
+            "omitStages": ["RequestReceived", "ResponseStarted"],
+            "rules": [{"level": "Metadata", "users": [user]}, {"level": "None"}],
+        });
+        inner.write(AUDIT_POLICY, &policy.to_string())?;
+    }
+    let is_audited = audited.is_some();
     let ready = Ready { scheme: "https", path: "/readyz" };
     let [port] = inner.serve(handle, APISERVER, &ready, |[port]: [u16; 1]| {
-        Apiserver { port, etcd }.command(&inner.dir, parts)
+        Apiserver { port, etcd, is_audited }.command(&inner.dir, parts)
     })?;
-    Ok(Apiserver { port, etcd })
+    Ok(Apiserver { port, etcd, is_audited })
 }
 
 impl Apiserver {
@@ -70,7 +92,9 @@ impl Apiserver {
             Parts::Api => "ServiceAccount,TaintNodesByCondition",
             Parts::Kubernetes | Parts::Mesh => "TaintNodesByCondition",
         };
+        let audit = [file("audit-policy-file", AUDIT_POLICY), file("audit-log-path", AUDIT_LOG)];
         Ok(Cmd::new(found(Component::Kubernetes, APISERVER)?)
+            .args(audit.into_iter().filter(|_| self.is_audited))
             .args([flag("etcd-servers", format!("http://127.0.0.1:{}", self.etcd))])
             .args([flag("secure-port", self.port), "--bind-address=127.0.0.1".to_owned()])
             // There is no address under which pods could reach it, so nobody is told one.

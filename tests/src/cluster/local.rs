@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use kube::{Client, Config};
+use serde_json::Value;
 use tokio::runtime::Handle;
 
 use super::http_get;
@@ -36,5 +37,13 @@ impl Local {
     pub(super) fn get(&self, path: &str) -> Result<String> {
         let answer = self.handle.block_on(self.client.request_text(http_get(path)?));
         answer.with_context(|| format!("GET {}{path}", self.address))
+    }
+
+    /// The answer to a question in JSON at this path.
+    pub(super) fn ask(&self, path: &str, question: &Value) -> Result<Value> {
+        let request = hyper::Request::post(path).body(question.to_string().into_bytes());
+        let request = request.with_context(|| format!("`{path}` is no path"))?;
+        let answer = self.handle.block_on(self.client.request(request));
+        answer.with_context(|| format!("POST {}{path}", self.address))
     }
 }

@@ -22,7 +22,7 @@ const APP: u32 = 1000;
 const FIRST: u32 = 2_000_000;
 
 /// Whether this kernel tells the cookies of namespaces, by which it is known who is gone.
-fn tells_cookies() -> Result<bool> {
+pub(crate) fn tells_cookies() -> Result<bool> {
     Ok(netns_cookie(&UdpSocket::bind("127.0.0.1:0")?)?.is_some())
 }
 
@@ -38,7 +38,7 @@ fn cookie(host: &Host) -> Result<u64> {
 }
 
 /// Ends a pod without processes, as a runtime does.
-fn delete(pod: &Host) -> Result<()> {
+pub(crate) fn delete(pod: &Host) -> Result<()> {
     Cmd::new("ip").args(["netns", "delete", pod.netns()]).run().map(drop)
 }
 
@@ -47,7 +47,7 @@ fn map<K: aya::Pod, V: aya::Pod>(scene: &Scene, name: &str) -> Result<HashMap<Ma
     Ok(Map::from_map_data(MapData::from_pin(scene.bpffs.layout()?.join(name))?)?.try_into()?)
 }
 
-fn edges(scene: &Scene) -> Result<BTreeSet<EdgeKey>> {
+pub(crate) fn edges(scene: &Scene) -> Result<BTreeSet<EdgeKey>> {
     Ok(map::<EdgeKey, EdgeState>(scene, "EDGES")?.keys().collect::<Result<_, _>>()?)
 }
 

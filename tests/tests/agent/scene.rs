@@ -32,9 +32,14 @@ pub(crate) struct Scene {
 impl Scene {
     /// The server swallows what it is sent on port 80.
     pub(crate) fn new() -> Result<Self> {
+        Self::of("client", "server")
+    }
+
+    /// The same with other names, by which their cgroups are called.
+    pub(crate) fn of(client: &str, server: &str) -> Result<Self> {
         let bed = Bed::new()?;
         let bpffs = Bpffs::of(&bed)?;
-        let (client, server) = (bed.add_pod("client")?, bed.add_pod("server")?);
+        let (client, server) = (bed.add_pod(client)?, bed.add_pod(server)?);
         // Refused at once and on the spot, however many there are.
         for pod in [&client, &server] {
             pod.unroute("203.0.113.0/24")?;

@@ -6,6 +6,8 @@ use sidescope_tests::Cmd;
 use crate::fixture::{Results, TESTBED};
 use crate::sink::{Case, Expect, check, each_byte};
 
+const PROXY_V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\x0a\0\0\x01\x0a\0\0\x02\x1f\x90\x00\x50";
+
 fn get(host: &str) -> Vec<u8> {
     format!("GET /a HTTP/1.1\r\nAccept: */*\r\nHost: {host}\r\nUser-Agent: x\r\n\r\n").into_bytes()
 }
@@ -35,9 +37,12 @@ fn every_form_of_a_request_names_its_host() -> Result<()> {
     let late = format!("GET / HTTP/1.1\r\nCookie: {}\r\nHost: one.test\r\n\r\n", "x".repeat(2_000));
     let absolute =
         "POST http://u:p@one.test/x HTTP/1.1\r\nHost: no.test\r\nContent-Length: 9\r\n\r\nbody\nbody";
+    let line_behind = [absolute.as_bytes(), b"\r\n", &get("two.test")].concat();
+    let webdav =
+        "PROPFIND /x HTTP/1.1\r\nHost: one.test\r\n\r\nUNSUBSCRIBE /x HTTP/1.1\r\nHost: two.test\r\n\r\n";
+    let webdav = webdav.to_owned();
     let fifty: Vec<String> = (0..50).map(|number| format!("host-{number}.test")).collect();
     let twice: Vec<Vec<u8>> = fifty.iter().chain(&fifty).map(|host| get(host)).collect();
-    let v2 = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\x0a\0\0\x01\x0a\0\0\x02\x1f\x90\x00\x50";
     let two = [get("one.test"), get("two.test")];
     let cases = [
         case("first header, other case", "GET / HTTP/1.1\r\nhOST:ONE.test:80\r\nA: b\r\n\r\n", &[], one()),
@@ -51,6 +56,12 @@ fn every_form_of_a_request_names_its_host() -> Result<()> {
         case("CONNECT", "CONNECT one.test:443 HTTP/1.1\r\nHost: no.test\r\n\r\n", &[], one()),
         case("OPTIONS", "OPTIONS * HTTP/1.1\r\nHost: one.test\r\n\r\n", &[], one()),
         case("DELETE", "DELETE /x HTTP/1.1\r\nHost: one.test\r\n\r\n", &[], one()),
+        case("a method of Vault", "LIST /v1/x HTTP/1.1\r\nHost: one.test\r\n\r\n", &[], one()),
+        case("methods of WebDAV", &webdav, &[], both()),
+        keep_alive("again and again", &vec![webdav.clone().into_bytes(); 80], both()),
+        case("an empty line before it", [&b"\r\n"[..], &get("one.test")].concat(), &[], one()),
+        case("an empty line and a pause before it", [&b"\r\n"[..], &get("one.test")].concat(), &[2], one()),
+        case("an empty line after a body", &line_behind, &[absolute.len()], both()),
         case("longest", get(&longest), &[], Expect::hosts([longest.as_str()])),
         case("beyond what the kernel searches", &late, &[], one()),
         case("beyond it, cut", &late, &[1_000, 2_010], one()),
@@ -60,7 +71,7 @@ fn every_form_of_a_request_names_its_host() -> Result<()> {
             &[],
             one(),
         ),
-        case("PROXY v2", [&v2[..], &get("one.test")].concat(), &[], one()),
+        case("PROXY v2", [PROXY_V2, &get("one.test")].concat(), &[], one()),
         case(
             "PROXY v1, then the request",
             [&b"PROXY UNKNOWN\r\n"[..], &get("one.test")].concat(),
@@ -81,6 +92,45 @@ fn every_form_of_a_request_names_its_host() -> Result<()> {
         case("a head in two, then another", two.concat(), &[30, two[0].len()], both()),
     ];
     check(&cases)?.must_be_complete()
+}
+
+#[test]
+fn a_host_that_is_named_once_among_many_like_requests_is_found() -> Result<()> {
+    // As fast as it goes, so that there are many of them in each millisecond; all are of the same length.
+    let mut requests = vec![get("the-first.test"); 100];
+    let mut hosts = vec!["the-first.test".to_owned()];
+    for number in 10..50 {
+        let host = format!("number-{number}.test");
+        requests.push(get(&host));
+        requests.extend(vec![get("the-first.test"); 20]);
+        hosts.push(host);
+    }
+    let expect = Expect::hosts(hosts.iter().map(String::as_str));
+    check(&[keep_alive("many", &requests, expect)])?.must_be_complete()
+}
+
+#[test]
+fn another_protocol_is_no_request_whose_host_is_not_known() -> Result<()> {
+    let cases = [
+        case("NATS", "CONNECT {\"verbose\":false}\r\nPING\r\nPUB a 2\r\nhi\r\n", &[33], Expect::default()),
+        case("POP3", "CAPA\r\nUSER a\r\nPASS b\r\n", &[6, 14], Expect::default()),
+        case("SMTP", "EHLO a\r\nMAIL FROM:<a@b>\r\nDATA\r\n", &[8, 25], Expect::default()),
+    ];
+    check(&cases)?.must_be_complete()
+}
+
+#[test]
+fn a_request_behind_an_extension_header_of_ipv6_names_its_host() -> Result<()> {
+    let sink = crate::sink::Sink::new(1)?;
+    let bed = &sink.mesh.bed;
+    let observer = crate::fixture::Observer::start(bed, &bed.pods_cgroup(), &sink.inventory()?)?;
+    let address = format!("[{}]:2001", sink.service.v6);
+    let send = Cmd::new(TESTBED).args(["send", "--hop-by-hop", &address]).stdin(get("one.test"));
+    sink.client.run(&send)?;
+    let results = observer.stop()?;
+    assert_eq!(crate::sink::seen(&results)?[&2001], Expect::hosts(["one.test"]));
+    results.must_be_complete()?;
+    sink.mesh.bed.end()
 }
 
 fn losses(results: &Results) -> &serde_json::Value {
@@ -141,14 +191,21 @@ fn more_requests_in_a_packet_than_are_looked_at_are_told() -> Result<()> {
 #[test]
 fn a_host_that_is_out_of_reach_is_told() -> Result<()> {
     let far = format!("GET / HTTP/1.1\r\nCookie: {}\r\nHost: one.test\r\n\r\n", "x".repeat(5_000));
+    let v2 = [PROXY_V2, &get("one.test")].concat();
     let unknown = || Expect::default().and_unknown();
     let cases = [
         case("in one write", &far, &[], unknown()),
         case("in three", &far, &[1_500, 3_000], unknown()),
         case("malformed", "GET / HTTP/1.1\r\nHost: a b\r\n\r\n", &[], unknown()),
         case("never finished", "GET / HTTP/1.1\r\nHo", &[], unknown()),
+        case("PROXY v1 in pieces", [&b"PROXY UNKNOWN\r\n"[..], &get("one.test")].concat(), &[3], unknown()),
+        case("PROXY v2 in pieces", &v2, &[4], unknown()),
+        case("PROXY v2 in other pieces", &v2, &[5], unknown()),
+        case("PROXY v2 in larger pieces", &v2, &[13], unknown()),
     ];
-    let expect = serde_json::json!({ "headTooLong": 2, "headMalformed": 1, "headMissingPiece": 1 });
+    let expect = serde_json::json!({
+        "headTooLong": 2, "headMalformed": 2, "headMissingPiece": 1, "packetUnreadable": 3,
+    });
     assert_eq!(losses(&check(&cases)?), &expect);
     Ok(())
 }
@@ -187,19 +244,43 @@ fn hosts_beyond_the_budget_are_told() -> Result<()> {
 }
 
 #[test]
-fn an_edge_that_has_told_nothing_new_is_still_looked_at() -> Result<()> {
+fn an_edge_with_more_connects_than_are_looked_at_is_marked_and_still_looked_at() -> Result<()> {
     let sink = crate::sink::Sink::new(1)?;
     let bed = &sink.mesh.bed;
     let observer = crate::fixture::Observer::start(bed, &bed.pods_cgroup(), &sink.inventory()?)?;
     let address = format!("{}:2001", sink.service.v4);
-    // Longer than it takes to count as settled, and then for more than a hundred ticks of any kernel's clock.
+    // For more than a hundred ticks of any kernel's clock.
     let knock = ["knock", &address, "one.test", "2500", "two.test", "3000"];
     let out = sink.client.run(&Cmd::new(TESTBED).args(knock))?;
     let made: u64 = String::from_utf8(out.stdout)?.trim().parse()?;
     let results = observer.stop()?;
     let seen = crate::sink::seen(&results)?;
-    assert_eq!(seen[&2001], Expect::hosts(["one.test", "two.test"]));
+    // A slow machine makes less than one in a tick.
+    let is_marked = results.graph["workloads"][0]["losses"] == serde_json::json!(["searchBudget"]);
+    let expect = Expect { unknown: is_marked, ..Expect::hosts(["one.test", "two.test"]) };
+    assert_eq!(seen[&2001], expect);
+    assert_eq!(losses(&results)["searchBudget"].as_u64(), is_marked.then_some(1));
     let port = &results.graph["workloads"][0]["dependencies"][0]["ports"]["2001"];
     assert_eq!(port["connects"], made, "every connect counts: {port}");
+    sink.mesh.bed.end()
+}
+
+#[test]
+fn each_connect_of_an_edge_with_several_hosts_is_looked_at() -> Result<()> {
+    let mut hosts = vec!["one.test".to_owned(), "two.test".to_owned()];
+    // More than are looked at where one host was named, as fast as it goes.
+    hosts.extend(vec!["one.test".to_owned(); 1200]);
+    for number in 0..40 {
+        hosts.push(format!("host-{number}.test"));
+        hosts.extend(vec!["one.test".to_owned(); 20]);
+    }
+    let sink = crate::sink::Sink::new(1)?;
+    let bed = &sink.mesh.bed;
+    let observer = crate::fixture::Observer::start(bed, &bed.pods_cgroup(), &sink.inventory()?)?;
+    sink.send_to_one(0, hosts.iter().map(|host| get(host)))?;
+    let results = observer.stop()?;
+    let expect = Expect::hosts(hosts.iter().map(String::as_str));
+    assert_eq!(crate::sink::seen(&results)?[&2001], expect);
+    results.must_be_complete()?;
     sink.mesh.bed.end()
 }

@@ -12,3 +12,4 @@ mod pool;
 mod privacy;
 mod replay;
 mod sink;
+mod tls;

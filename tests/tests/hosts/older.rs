@@ -35,7 +35,21 @@ fn later_requests_of_a_connection_from_before_name_their_hosts() -> Result<()> {
         cuts: vec![before.len()],
         expect,
     };
+    let settings_ack = b"\0\0\0\x04\x01\0\0\0\0";
+    let window = b"\0\0\x04\x08\0\0\0\0\0\0\0\x10\0";
+    let behind = [&settings_ack[..], window, &headers(3, &literal("after.test"))].concat();
+    // As Java's clients order them.
+    let block = [&literal("after.test")[..], &[0x83, 0x86, 0x84]].concat();
+    let authority_first = [&[0, 0, block.len() as u8, 1, 4, 0, 0, 0, 3][..], &block].concat();
+    // Far more packets than there are milliseconds, none of them a request.
+    let body: Vec<u8> = [&[b'x'; 300][..], &get("after.test")].concat();
+    let post = b"POST / HTTP/1.1\r\nHost: before.test\r\nContent-Length: 300\r\n\r\n";
+    let mut much = case("HTTP/1 behind much else", post, &body, after());
+    much.cuts.extend((1..=300).map(|byte| post.len() + byte));
     let cases = [
+        case("HTTP/2 behind other frames", &h2, &behind, after()),
+        case("HTTP/2, the authority first", &h2, &authority_first, after()),
+        much,
         case("HTTP/1", &get("before.test"), &get("after.test"), after()),
         case("HTTP/2", &h2, &headers(3, &literal("after.test")), after()),
         case("HTTP/2, by its index", &h2, &indexed, Expect::default().and_unknown()),

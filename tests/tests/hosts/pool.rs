@@ -1,4 +1,4 @@
-//! Connections that are opened at once, on an edge that has told all it had to, and stay.
+//! More connections than an edge has a search for, some of which stay.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -55,18 +55,24 @@ fn each_connection_of_a_pool_tells_its_host_when_it_stays_open() -> Result<()> {
         let pool = sink.client.spawn(&pool)?;
         until(&mut watch, "the pool", |_| Ok(pool.log()?.contains("open"))).await?;
         assert_eq!(watch.probes.older()?, [], "nothing is older than the programs");
+        watch.take_all()?;
+        // A slow machine makes no more connects than have a search.
+        let is_beyond = watch.collector.edges().values().any(|edge| edge.unsearched);
+        let watched = if is_beyond { POOL } else { 0 };
 
         watch.list_sockets_every(Duration::from_millis(100));
-        until(&mut watch, "two lists", |watch| Ok(watch.probes.older()?.len() == POOL)).await?;
+        until(&mut watch, "two lists", |watch| Ok(watch.probes.older()?.len() == watched)).await?;
         fs::write(&fifo, "go on")?;
         // Its end, which the kernel need not remember any longer.
         until(&mut watch, "the end", |watch| Ok(watch.probes.older()?.is_empty())).await?;
         pool.success(SOON)?;
         watch.take_all()?;
-        assert!(watch.losses()?.is_empty(), "{:?}", watch.losses()?);
+        // Before the lists showed them, they could have named others; as could those that were over soon.
+        let expected = is_beyond.then(|| ("searchBudget".to_owned(), 1));
+        assert_eq!(watch.losses()?, expected.into_iter().collect());
         // One edge; two where the kernel does not tell a namespace's cookie.
         let edges = watch.collector.edges().values();
-        assert!(edges.clone().all(|edge| !edge.host_unknown));
+        assert_eq!(edges.clone().any(|edge| edge.host_unknown), is_beyond);
         anyhow::Ok(edges.flat_map(|edge| &edge.hosts).map(ToString::to_string).collect::<BTreeSet<_>>())
     })?;
     let pooled = (0..POOL).map(|number| format!("pooled-{number}.test"));

@@ -76,6 +76,13 @@ impl Sink {
         self.client.run(&Cmd::new(TESTBED).arg("send-all").stdin(messages)).map(drop)
     }
 
+    /// Sends each of these on a connection of its own, all to the port of this case.
+    pub(crate) fn send_to_one(&self, number: usize, bytes: impl Iterator<Item = Vec<u8>>) -> Result<()> {
+        let address = SocketAddr::new(self.service.v4.into(), FIRST_PORT + number as u16);
+        let messages: Vec<Message> = bytes.map(|bytes| (address, bytes, Vec::new())).collect();
+        self.client.run(&Cmd::new(TESTBED).arg("send-all").stdin(serde_json::to_vec(&messages)?)).map(drop)
+    }
+
     /// What sends a case from its standard input, to be run by the client.
     pub(crate) fn command(&self, number: usize, case: &Case) -> Cmd {
         let address = format!("{}:{}", self.service.v4, FIRST_PORT + number as u16);

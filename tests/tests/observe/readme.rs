@@ -12,7 +12,8 @@ use crate::fixture::{SOON, START, sidescope};
 
 /// The fenced blocks of the README that show output of the demo.
 fn shown(readme: &str) -> Result<Vec<&str>> {
-    let (_, demo) = readme.split_once("What it prints").context("the README has no output of the demo")?;
+    let (_, demo) =
+        readme.split_once("What the demo prints").context("the README has no output of the demo")?;
     let (demo, _) = demo.split_once("\n## ").context("nothing follows the output of the demo")?;
     let blocks = demo.split("```").skip(1).step_by(2);
     Ok(blocks.flat_map(|block| block.lines().skip(1)).filter(|line| !line.trim().is_empty()).collect())

@@ -173,6 +173,7 @@ impl Playing {
             all.extend(tenures.iter().enumerate().flat_map(|(nth, tenure)| told(place, nth, tenure)));
         }
         all.sort_by_key(|(at, ..)| *at);
+        registry.settle(ms(0));
         Self { registry, told: all.into_iter().peekable(), pods: BTreeMap::new(), broken }
     }
 
@@ -186,6 +187,7 @@ impl Playing {
                 self.registry.apply(read(pod.clone()), seen).unwrap();
             }
             self.registry.end_list(Kind::Pod, seen);
+            self.registry.settle(ms(end));
             self.broken = None;
         }
         self.tell_until(now, None);
@@ -227,9 +229,9 @@ fn play(histories: &[Vec<Tenure>], events: &[Event], rules: Rules) -> Result<usi
             let seen = time + (event.offset * error as f64) as i64;
             let when = Span::around(ms(seen), error);
             let at = (time + event.delay).max(when.latest().since(ms(0)) + HOLD);
-            // While a watch is broken, everything waits.
-            let after = rules.broken.filter(|(from, end)| (*from..*end).contains(&at));
-            (after.map_or(at, |(_, end)| end), event, time, when)
+            // While a watch is broken, and for a moment after it, everything waits.
+            let after = rules.broken.filter(|(from, end)| (*from..*end + HOLD).contains(&at));
+            (after.map_or(at, |(_, end)| end + HOLD), event, time, when)
         })
         .collect();
     asked.sort_by_key(|(at, ..)| *at);
@@ -238,7 +240,7 @@ fn play(histories: &[Vec<Tenure>], events: &[Event], rules: Rules) -> Result<usi
     for (at, event, time, when) in asked {
         playing.until(at);
         let registry = &playing.registry;
-        prop_assert!(registry.is_settled(when, ms(at)));
+        prop_assert!(registry.settled_through(ms(at)) >= Some(when.latest()));
         let place = event.address % histories.len();
         let nth = event.tenure % histories[place].len();
         let tenure = &histories[place][nth];
