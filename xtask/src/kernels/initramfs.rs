@@ -232,7 +232,7 @@ fn init(busybox: &Path, modules: &[String], rows: &[&Program]) -> String {
         let _ = writeln!(script, "$b insmod /modules/{module} || echo cannot insert {module}");
     }
     script.push_str("$b ip link set lo up\n");
-    for Program { name, path, skip } in rows.iter().copied() {
+    for Program { name, path, skip } in rows {
         let path = path.display();
         let skip: String = skip.iter().map(|test| format!(" --skip {test}")).collect();
         // Into a file first: messages of the kernel would stand in the midst of lines.
