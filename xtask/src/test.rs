@@ -11,7 +11,8 @@ use anyhow::{Context, Result};
 use crate::{
     bpf::{self, Compilation, Compiler},
     command::{self, Root, cargo, root_dir, stdout},
-    components, kernel_object, kernels,
+    components, kernel_object,
+    kernels::{self, Extent},
     setup::{self, Needs, Parts},
     steps::Steps,
     tidy,
@@ -66,7 +67,7 @@ fn all_steps(steps: &mut Steps) -> Result<()> {
     steps.step("build", || command::run(&mut cargo(["build", "--quiet", "-p", "sidescope"])))?;
     steps.step("real components", || components::wait(components))?;
     steps.step("tests in the kernel, as root", || kernel_tests(root))?;
-    steps.step("tests in other kernels", || kernels::run(&kernels::chosen(&[])?))
+    steps.step("tests in other kernels", || kernels::run(&kernels::chosen(&[])?, Extent::EachRowOnce))
 }
 
 /// Only the kernel matrix, or a part of it.
@@ -75,7 +76,7 @@ pub(crate) fn run_kernels(names: &[String]) -> Result<()> {
     let mut steps = Steps::default();
     let result = steps
         .step("setup", || setup::run(Needs::Kernels).map(drop))
-        .and_then(|()| steps.step("tests in other kernels", || kernels::run(&versions)));
+        .and_then(|()| steps.step("tests in other kernels", || kernels::run(&versions, Extent::AllRows)));
     println!("{}", steps.summary());
     result
 }

@@ -121,8 +121,11 @@ fn what_cannot_be_told_or_may_not_be_is_counted_and_listed_with_its_reason() -> 
     assert_eq!(unresolved, [("203.0.113.7".to_owned(), UnresolvedReason::UnknownAddress)]);
     assert_eq!(record.unknown_hosts[0].host.as_str(), "unheard.of");
     agent.end();
-    let said = aggregator.proc.log()?;
-    ensure!(said.contains(NEVER) && said.contains("podNotKnown"), "it is named in the log");
+    // It is named once a second.
+    wait_for("the name of what was given up in the log", SOON, || {
+        let said = aggregator.proc.log()?;
+        Ok((said.contains(NEVER) && said.contains("podNotKnown")).then_some(()))
+    })?;
     assert_eq!(
         aggregator.counts()?.0["reasons"],
         json!({"foreignNode": 1, "podNotKnown": 1, "unknownAddress": 1})
