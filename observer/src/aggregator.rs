@@ -1,6 +1,6 @@
 //! `sidescope aggregator`: connects the watches, the agents, the records and the other replicas with [`crate::desk`].
 //!
-//! One task, the [`core`], owns all that is known: the registry, and while this replica leads the desk. Everything else tells it by
+//! One task, the `core`, owns all that is known: the registry, and while this replica leads the desk. Everything else tells it by
 //! queues, so there are no locks around what is decided. Two threads: what agents send is decrypted and decoded in the tasks of their
 //! streams beside the core, and neither a thousand handshakes after a change of the leader nor a long turn of the core keep the
 //! lease from being renewed. More would not help, as the core is one task.

@@ -25,7 +25,7 @@ pub enum Sight {
     NoRoom,
 }
 
-/// The sockets of which the kernel was told, and those that may be next. Bounded by [`MAX`], and by the namespaces of this machine.
+/// The sockets of which the kernel was told, and those that may be next. Bounded by `MAX`, and by the namespaces of this machine.
 #[derive(Debug, Default)]
 pub struct Older {
     /// The kernel was told of them; by socket its namespace.

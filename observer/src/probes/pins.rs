@@ -2,7 +2,7 @@
 //!
 //! `<bpffs>/sidescope/<layout>/` holds a pin for each map and each link of one layout. A folder has another name until it is
 //! whole, so one that bears the name of this build's layout is whole, unless somebody removed something from it. It is trusted because
-//! nobody else can write there, see [`folder`]; whoever can, can lead the agent to maps and programs of their own.
+//! nobody else can write there, see `folder`; whoever can, can lead the agent to maps and programs of their own.
 
 mod error;
 mod folder;
