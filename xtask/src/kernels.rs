@@ -89,6 +89,14 @@ pub(crate) const ROWS: &[(&str, &[&str])] = &[
             "layouts::the_layout",
             "layouts::programs_of_another_layout_come_off",
             "layouts::programs_on",
+            // How an agent reports has nothing to do with the kernel, save that nothing is missed where no agent runs.
+            "reports::a_loss",
+            "reports::a_new_edge",
+            "reports::a_replica",
+            "reports::an_agent_ends",
+            "reports::edges_and_hosts",
+            "reports::what_",
+            "restart::the_readme",
         ],
     ),
     (

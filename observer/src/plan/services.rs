@@ -87,7 +87,10 @@ impl<'a> Services<'a> {
             }
             ServiceKind::ServiceEntry if !listens => entry.whole_ports.extend(opaque_ports(service)),
             // A headless service's listeners are bound to the addresses of its pods.
-            ServiceKind::ServiceEntry | ServiceKind::Headless | ServiceKind::Virtual | ServiceKind::Routed => {}
+            ServiceKind::ServiceEntry
+            | ServiceKind::Headless
+            | ServiceKind::Virtual
+            | ServiceKind::Routed => {}
         }
         if listens {
             for port in opaque_ports(service) {
